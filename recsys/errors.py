@@ -1,0 +1,35 @@
+"""Errors a user can act on: what was wrong (with the value), where, and what to do.
+
+The command line prints the message alone and exits with `exit_code`; anything that is not a
+`RecsysError` is a bug and keeps its traceback.
+"""
+
+
+class RecsysError(Exception):
+    """Base of every error that is the input's fault, not the program's."""
+
+    exit_code = 1
+
+
+class DataError(RecsysError):
+    """Logs, datasets or prepared data are not what the step needs."""
+
+
+class ConfigError(RecsysError):
+    """A setting, a model name or an option cannot be used as given."""
+
+    exit_code = 2
+
+
+class BundleError(RecsysError):
+    """A bundle is incomplete, altered, or made by an incompatible version."""
+
+
+class RegistryError(RecsysError):
+    """The model registry does not hold what was asked for."""
+
+
+class GateError(RecsysError):
+    """A quality gate said no: the step ran, and its result must not be used."""
+
+    exit_code = 3

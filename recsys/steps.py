@@ -1,0 +1,181 @@
+"""A step writes one new folder, whole or not at all, next to a manifest of where it came from.
+
+out/                  appears by one rename when the step has ended well
+.out.partial/         what a running (or killed) step has written so far; the next run removes it
+.out.lock             held while a step writes, so that two runs cannot mix
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from recsys import __version__
+from recsys.errors import DataError
+
+MANIFEST = "manifest.json"
+LIBRARIES = ("numpy", "polars", "torch", "faiss-cpu", "mlflow-skinny", "onnxruntime")
+
+
+@dataclass
+class Step:
+    """A step while it runs: where it writes, and what its manifest will say."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    inputs: Sequence[Path]
+    seed: int | None = None
+    counts: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def manifest(self) -> dict[str, Any]:
+        """Inputs with hashes, resolved config, seed, versions, commit, counts, seconds, peak memory (MiB)."""
+        return {
+            "step": self.name,
+            "recsys": __version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "inputs": [describe_input(path) for path in self.inputs],
+            "config": dict(self.config),
+            "seed": self.seed,
+            "counts": self.counts,
+            "libraries": library_versions(),
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "commit": git_commit(),
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }
+
+
+@contextmanager
+def writing_step(
+    name: str,
+    out: Path,
+    *,
+    config: Mapping[str, Any],
+    inputs: Sequence[Path] = (),
+    seed: int | None = None,
+    overwrite: bool = False,
+    keep_partial: bool = False,
+) -> Iterator[Step]:
+    """Yields a `Step` whose folder becomes `out` when the block ends well.
+
+    With `keep_partial` an interrupted step's folder is handed on to the next run (training resumes from it);
+    otherwise it is removed and the step starts over.
+    """
+    if out.exists() and not overwrite:
+        raise DataError(f"{name}: {out} exists already; choose another folder, or pass --overwrite to replace it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    with _exclusive(out.with_name(f".{out.name}.lock"), f"{name}: another run is writing {out}; wait for it to end."):
+        if partial.exists() and not keep_partial:
+            shutil.rmtree(partial)
+        partial.mkdir(exist_ok=True)
+        step = Step(name=name, folder=partial, config=config, inputs=inputs, seed=seed)
+        try:
+            yield step
+        except BaseException:
+            if not keep_partial:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        write_json(partial / MANIFEST, step.manifest())
+        _replace_folder(partial, out)
+
+
+@contextmanager
+def _exclusive(lock: Path, refusal: str) -> Iterator[None]:
+    with lock.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(refusal) from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _replace_folder(new: Path, out: Path) -> None:
+    """Renames `new` to `out`; an older `out` stays whole until the new one is in place."""
+    if not out.exists():
+        new.rename(out)
+        return
+    retired = out.with_name(f".{out.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    out.rename(retired)
+    new.rename(out)
+    shutil.rmtree(retired)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes readable JSON so that `path` is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_manifest(folder: Path, step: str) -> dict[str, Any]:
+    """The manifest of `folder`, checked to be written by `step`."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected the output of `recsys {step}`.")
+    if not path.is_file():
+        raise DataError(f"{folder}: has no {MANIFEST}; expected the output of `recsys {step}`.")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}); make the folder again with `recsys {step}`.") from None
+    if manifest.get("step") != step:
+        raise DataError(
+            f"{folder}: was made by `recsys {manifest.get('step')}`, but the output of `recsys {step}` is needed here."
+        )
+    return manifest
+
+
+def describe_input(path: Path) -> dict[str, Any]:
+    """Path, bytes and SHA-256 of a file; for a folder made by a step, of its manifest."""
+    file = path / MANIFEST if path.is_dir() else path
+    return {"path": str(path), "bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that can change a result."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """Commit of the source tree (with `+` when it has changes), or None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
