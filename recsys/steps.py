@@ -42,7 +42,7 @@ class Step:
     started: float = field(default_factory=time.perf_counter)
 
     def manifest(self) -> dict[str, Any]:
-        """Inputs with hashes, resolved config, seed, versions, commit, counts, seconds, peak memory (MiB)."""
+        """Inputs and written files with hashes, resolved config, seed, versions, commit, counts, cost."""
         return {
             "step": self.name,
             "recsys": __version__,
@@ -51,6 +51,11 @@ class Step:
             "config": dict(self.config),
             "seed": self.seed,
             "counts": self.counts,
+            "files": {
+                str(file.relative_to(self.folder)): sha256(file)
+                for file in sorted(self.folder.rglob("*"))
+                if file.is_file()
+            },
             "libraries": library_versions(),
             "python": platform.python_version(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",

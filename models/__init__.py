@@ -1,0 +1,1 @@
+"""One file per model, and the registry that names them."""

@@ -1,0 +1,175 @@
+"""`recsys prepare`: a dataset becomes a catalogue, CSR histories, a split and its evaluation cases."""
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from recsys.catalog import Catalog
+from recsys.errors import ConfigError, DataError
+from recsys.prepared import Prepared, SeenRule, open_prepared
+from recsys.schema import Dataset, open_dataset
+from recsys.sequences import SequenceStore
+from recsys.splits import (
+    Split,
+    SplitKind,
+    build_cases,
+    instants_by_share,
+    split_by_time,
+    split_last_item,
+    split_sizes,
+)
+from recsys.steps import writing_step
+
+REPEAT_SHARE_TO_KEEP_SEEN = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Settings of `recsys prepare`; instants are ISO dates or times in UTC."""
+
+    dataset: Path
+    out: Path
+    split: SplitKind = "time"
+    validation_share: float = 0.1
+    test_share: float = 0.1
+    validation_from: str | None = None
+    test_from: str | None = None
+    min_user_events: int = 1
+    min_item_events: int = 1
+    seen: Literal["auto", "exclude", "keep"] = "auto"
+    extend: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 < self.validation_share and 0 < self.test_share and self.validation_share + self.test_share < 1):
+            raise ConfigError(
+                f"prepare: validation_share={self.validation_share} and test_share={self.test_share} must be above 0 "
+                "and leave something to train on."
+            )
+        if (self.validation_from is None) != (self.test_from is None):
+            raise ConfigError("prepare: give both --validation-from and --test-from, or neither.")
+        if self.split == "last-item" and self.test_from is not None:
+            raise ConfigError("prepare: --validation-from and --test-from belong to --split time, not to last-item.")
+
+
+def prepare(config: PrepareConfig) -> Prepared:
+    """Writes prepared data to `config.out` and opens it."""
+    dataset = open_dataset(config.dataset)
+    settings = {key: value for key, value in asdict(config).items() if key not in {"overwrite", "out"}}
+    inputs = [path for path in (config.dataset, config.extend) if path is not None]
+    with writing_step("prepare", config.out, config=settings, inputs=inputs, overwrite=config.overwrite) as step:
+        events = k_core(dataset.events(), config.min_user_events, config.min_item_events)
+        catalog = build_catalog(dataset, events, config)
+        store = SequenceStore.from_events(events, catalog)
+        split, instants = make_split(store, dataset, config)
+        catalog.save(step.folder / "catalog.parquet")
+        catalog_items(dataset, catalog).write_parquet(step.folder / "items.parquet")
+        store.save(step.folder / "sequences")
+        split.save(step.folder / "split")
+        cases = {part: build_cases(store, split, part, catalog.num_rows) for part in ("validation", "test")}
+        for part, table in cases.items():
+            table.write_parquet(step.folder / f"{part}.parquet")
+        train, validation, test = split_sizes(store, split)
+        repeats = repeat_share(events)
+        step.counts.update({
+            "users": store.num_users,
+            "items": catalog.num_items,
+            "events": store.num_events,
+            "train_events": train,
+            "validation_cases": validation,
+            "test_cases": test,
+            **{f"test_{tag}_cases": int(cases["test"][tag].sum()) for tag in ("new_user", "cold_item")},
+            **instants,
+            "time": dataset.time,
+            "repeat_share": repeats,
+            "seen": seen_rule(config, repeats),
+        })
+    return open_prepared(config.out)
+
+
+def k_core(events: pl.DataFrame, min_user_events: int, min_item_events: int) -> pl.DataFrame:
+    """Events of users and items that keep at least these many events, repeated until nothing more falls out."""
+    kept = events
+    while True:
+        before = len(kept)
+        kept = kept.filter(
+            (pl.len().over("user_id") >= min_user_events) & (pl.len().over("item_id") >= min_item_events)
+        )
+        if len(kept) == before:
+            break
+    users, items = kept["user_id"].n_unique(), kept["item_id"].n_unique()
+    if users < 2 or items < 2:
+        raise DataError(
+            f"prepare: {users} users and {items} items are left of {len(events)} events with min_user_events="
+            f"{min_user_events} and min_item_events={min_item_events}; at least 2 of each are needed. Lower the "
+            "minimums or bring more logs."
+        )
+    return kept
+
+
+def build_catalog(dataset: Dataset, events: pl.DataFrame, config: PrepareConfig) -> Catalog:
+    """All items of the kept events; items known only by their description join when no k-core was asked for."""
+    ids = events["item_id"]
+    if config.min_item_events <= 1:
+        ids = pl.concat([ids, dataset.items()["item_id"]])
+    if config.extend is None:
+        return Catalog.from_ids(ids)
+    return open_prepared(config.extend).catalog.extended(ids)
+
+
+def catalog_items(dataset: Dataset, catalog: Catalog) -> pl.DataFrame:
+    """The item table in catalogue order, one row an item."""
+    return pl.DataFrame({"item_id": catalog.item_ids}).join(
+        dataset.items(), on="item_id", how="left", maintain_order="left"
+    )
+
+
+def make_split(store: SequenceStore, dataset: Dataset, config: PrepareConfig) -> tuple[Split, dict[str, str]]:
+    """The split, and for `time` its two instants as ISO text."""
+    if config.split == "last-item":
+        return split_last_item(store), {}
+    if dataset.time == "order":
+        raise DataError(
+            f"{dataset.folder}: its events have an order but no time, and a split by time needs one; "
+            "use --split last-item, or ingest a source with timestamps."
+        )
+    if config.validation_from is not None and config.test_from is not None:
+        validation_from, test_from = instant(config.validation_from), instant(config.test_from)
+    else:
+        validation_from, test_from = instants_by_share(
+            np.asarray(store.timestamp), config.validation_share, config.test_share
+        )
+    as_text = {"validation_from": iso(validation_from), "test_from": iso(test_from)}
+    return split_by_time(store, validation_from, test_from), as_text
+
+
+def instant(text: str) -> int:
+    """Microseconds since 1970 of an ISO date or time; UTC where it names no zone."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"prepare: {text!r} is not an ISO date or time such as 2026-03-01 or 2026-03-01T12:00."
+        ) from None
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1_000_000)
+
+
+def iso(timestamp: int) -> str:
+    """ISO text of microseconds since 1970, UTC."""
+    return datetime.fromtimestamp(timestamp / 1_000_000, UTC).isoformat()
+
+
+def repeat_share(events: pl.DataFrame) -> float:
+    """Share of events whose user had the same item before."""
+    return 1 - events.select("user_id", "item_id").n_unique() / len(events)
+
+
+def seen_rule(config: PrepareConfig, repeats: float) -> SeenRule:
+    """What was asked for; with `auto`, seen items are excluded unless users do repeat them."""
+    if config.seen != "auto":
+        return config.seen
+    return "keep" if repeats >= REPEAT_SHARE_TO_KEEP_SEEN else "exclude"

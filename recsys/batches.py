@@ -1,0 +1,127 @@
+"""From histories to padded tensors: training windows, their order in an epoch, and the batch types.
+
+Layout everywhere: right-padded, positions counted from the first event of the window. With a causal mask no
+key mask is needed then, and the encoding of a prefix is the prefix of the encoding.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from recsys.sequences import IntArray, SequenceStore, Windows
+
+POOL_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What a model predicts from: item rows (0 is padding), event times (microseconds), valid lengths."""
+
+    items: Int[Tensor, "B L"]
+    timestamps: Int[Tensor, "B L"]
+    lengths: Int[Tensor, " B"]
+
+    @classmethod
+    def from_windows(cls, windows: Windows, device: torch.device | None = None) -> "Histories":
+        """Tensors of numpy windows, on `device`."""
+        return cls(
+            items=torch.from_numpy(windows.items).to(device),
+            timestamps=torch.from_numpy(windows.timestamps).to(device),
+            lengths=torch.from_numpy(windows.lengths).to(device),
+        )
+
+    def rows(self, chosen: Tensor) -> "Histories":
+        """The histories at `chosen` (indices or a bool mask)."""
+        return Histories(self.items[chosen], self.timestamps[chosen], self.lengths[chosen])
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """Model input and truth: where `target` is 0, nothing is predicted."""
+
+    history: Int[Tensor, "B L"]
+    target: Int[Tensor, "B L"]
+    lengths: Int[Tensor, " B"]
+
+    @property
+    def num_targets(self) -> int:
+        """Predictions of the batch."""
+        return int((self.target != 0).sum())
+
+    def to(self, device: torch.device) -> "TrainBatch":
+        """The batch on `device`."""
+        return TrainBatch(self.history.to(device), self.target.to(device), self.lengths.to(device))
+
+    def share(self, part: int, parts: int) -> "TrainBatch":
+        """Every `parts`-th row from `part`; a part without rows gets one that predicts nothing."""
+        rows = torch.arange(part, len(self.lengths), parts)
+        if len(rows):
+            return TrainBatch(self.history[rows], self.target[rows], self.lengths[rows])
+        return replace(self.share(0, len(self.lengths)), target=torch.zeros_like(self.target[:1]))
+
+
+def next_item_batch(windows: Windows) -> TrainBatch:
+    """Every event predicts the one after it: history is all but the last event, target all but the first."""
+    items = torch.from_numpy(windows.items)
+    lengths = torch.from_numpy(windows.lengths) - 1
+    history = items[:, :-1].clone()
+    history[torch.arange(history.shape[1]) >= lengths[:, None]] = 0
+    return TrainBatch(history=history, target=items[:, 1:], lengths=lengths)
+
+
+@dataclass(frozen=True)
+class WindowShape:
+    """How long histories are cut for training: windows of `length` events, neighbours sharing `overlap`."""
+
+    length: int
+    overlap: int
+
+
+@dataclass(frozen=True)
+class TrainingWindows:
+    """All training windows of a dataset: events `starts:stops` of the user's history; arrays [W]."""
+
+    users: IntArray
+    starts: IntArray
+    stops: IntArray
+
+    @classmethod
+    def cut(cls, stops: IntArray, shape: WindowShape) -> "TrainingWindows":
+        """Windows over each user's first `stops` [U] events, laid from the newest event backwards.
+
+        events   o o o o o o o       length 4, overlap 1
+        windows  [-----]             starts at 0, shorter
+                     [-----]   ...   every event but the first is a target exactly once
+        """
+        stride = shape.length - shape.overlap
+        usable = np.flatnonzero(stops >= 2)
+        per_user = np.maximum(1, -(-(stops[usable] - shape.overlap) // stride))
+        users = np.repeat(usable, per_user)
+        back = np.arange(len(users)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
+        ends = stops[users] - back * stride
+        return cls(users=users, starts=np.maximum(0, ends - shape.length), stops=ends)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[IntArray]:
+        """Indices of windows, batch by batch: shuffled, yet with neighbours in length together."""
+        order = rng.permutation(len(self))
+        lengths = self.stops - self.starts
+        pool = batch_size * POOL_BATCHES
+        batches = []
+        for first in range(0, len(order), pool):
+            block = order[first : first + pool]
+            block = block[np.argsort(lengths[block], kind="stable")]
+            batches += [block[i : i + batch_size] for i in range(0, len(block), batch_size)]
+        for chosen in rng.permutation(len(batches)):
+            yield batches[chosen]
+
+    def load(self, store: SequenceStore, chosen: IntArray) -> Windows:
+        """The events of windows `chosen`."""
+        starts, stops = self.starts[chosen], self.stops[chosen]
+        return store.windows(self.users[chosen], stops, int((stops - starts).max()), starts=starts)

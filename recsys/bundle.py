@@ -1,0 +1,115 @@
+"""The bundle: one folder with all that serving may read, and nothing that serving needs torch for.
+
+manifest.json         SHA-256 of every file; a bundle that differs from it is refused
+model.json            model name, resolved config, `max_len`, the seen rule
+model.safetensors     weights
+encoder.onnx          items [B, L] i64 (and lengths [B] i32) -> vectors [B, D]
+index.faiss           inner products with item vectors
+catalog.parquet       item_id <-> item_idx
+items.parquet         what an answer may show of an item, in catalogue order
+no_history.npy        f32[V]: scores for users without history (recent popularity)
+metrics.json          what `recsys evaluate` measured, where it did
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recsys.catalog import Catalog
+from recsys.errors import BundleError, DataError
+from recsys.index import FloatArray, ItemIndex
+from recsys.prepared import SeenRule
+from recsys.steps import MANIFEST, read_manifest, sha256
+
+BUNDLE_FILES = (
+    "model.json",
+    "model.safetensors",
+    "encoder.onnx",
+    "index.faiss",
+    "catalog.parquet",
+    "items.parquet",
+    "no_history.npy",
+    "metrics.json",
+)
+BUNDLE_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """Content of `model.json`."""
+
+    name: str
+    config: dict[str, Any]
+    max_len: int
+    seen: SeenRule
+    no_history: str
+    bundle_format: int = BUNDLE_FORMAT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A verified bundle, loaded but for its encoder."""
+
+    folder: Path
+    version: str
+    card: ModelCard
+    catalog: Catalog
+    items: pl.DataFrame
+    index: ItemIndex
+    no_history: FloatArray
+    metrics: dict[str, Any]
+    manifest: dict[str, Any]
+
+    @property
+    def encoder(self) -> Path:
+        """The ONNX graph."""
+        return self.folder / "encoder.onnx"
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Verifies every file against the manifest, then loads; any difference is a `BundleError`."""
+    manifest = verify_bundle(folder)
+    card = ModelCard(**json.loads((folder / "model.json").read_text(encoding="utf-8")))
+    if card.bundle_format != BUNDLE_FORMAT:
+        raise BundleError(
+            f"{folder}: bundle format {card.bundle_format}, but this version reads {BUNDLE_FORMAT}; "
+            "export the run again."
+        )
+    return Bundle(
+        folder=folder,
+        version=sha256(folder / MANIFEST)[:12],
+        card=card,
+        catalog=Catalog.load(folder / "catalog.parquet"),
+        items=pl.read_parquet(folder / "items.parquet"),
+        index=ItemIndex.load(folder / "index.faiss"),
+        no_history=np.load(folder / "no_history.npy"),
+        metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
+        manifest=manifest,
+    )
+
+
+def verify_bundle(folder: Path) -> dict[str, Any]:
+    """The manifest, once every file in it was found unaltered and none beside it."""
+    try:
+        manifest = read_manifest(folder, "export")
+    except DataError as error:
+        raise BundleError(str(error)) from None
+    listed: dict[str, str] = manifest["files"]
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    if missing := sorted(set(BUNDLE_FILES) - present | listed.keys() - present):
+        raise BundleError(f"{folder}: lacks {', '.join(missing)}; export the run again.")
+    if extra := sorted(present - listed.keys()):
+        raise BundleError(
+            f"{folder}: holds {', '.join(extra)}, which its manifest does not list; remove what was added."
+        )
+    for name, digest in listed.items():
+        if sha256(folder / name) != digest:
+            raise BundleError(
+                f"{folder / name}: was altered after export (SHA-256 differs from the manifest); "
+                "copy the bundle again or export the run again."
+            )
+    return manifest

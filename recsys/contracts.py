@@ -1,0 +1,123 @@
+"""What the rest of the house asks of a model. Dimensions: B histories, L events, V item rows, D width, C candidates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, Self, TypeAlias, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from recsys.batches import Histories, TrainBatch, WindowShape
+from recsys.sequences import IntArray, SequenceStore, Windows
+
+ItemMask: TypeAlias = Bool[Tensor, "B V"]
+"""True where an item must not be returned."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Best first; rows of items (0 where fewer than k may be returned) and their scores (-inf there)."""
+
+    items: Int[Tensor, "B K"]
+    scores: Float[Tensor, "B K"]
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """One vector per history; an item's score is the inner product with its vector, and nothing else."""
+
+    max_len: int
+    """Events of a history that `encode` reads; the caller cuts."""
+
+    def encode(self, batch: Histories) -> Float[Tensor, "B D"]:
+        """Vectors of histories with at least one event."""
+        ...
+
+    def item_vectors(self) -> Float[Tensor, "V D"]:
+        """Rows aligned with the catalogue; row 0 is padding and is never ranked."""
+        ...
+
+
+@runtime_checkable
+class TrainableRetriever(Retriever, Protocol):
+    """A retriever that learns by gradient: it says how histories are cut and what of them is predicted.
+
+    Below its own three methods, those of `torch.nn.Module` that training and export call.
+    """
+
+    @property
+    def window(self) -> WindowShape:
+        """Length of training windows and how much neighbours share."""
+        ...
+
+    def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:
+        """Input and truth made of raw windows; all randomness comes from `rng`."""
+        ...
+
+    def loss(self, batch: TrainBatch) -> Float[Tensor, ""]:
+        """Mean over the batch's targets."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All weights."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object:
+        """Takes weights of the same names and shapes."""
+        ...
+
+    def train(self, mode: bool = True) -> Self:
+        """Turns dropout on or off."""
+        ...
+
+    def eval(self) -> Self:
+        """Turns dropout off."""
+        ...
+
+    def cpu(self) -> Self:
+        """Moves to main memory."""
+        ...
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """Scores of given candidates: the second stage."""
+
+    def score(self, batch: Histories, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+        """Higher is better; comparable within a row only."""
+        ...
+
+
+@runtime_checkable
+class Recommender(Protocol):
+    """A ranked list for a history; what a product calls."""
+
+    def recommend(self, batch: Histories, k: int, mask: ItemMask | None) -> TopK:
+        """The k best allowed items."""
+        ...
+
+
+@runtime_checkable
+class CatalogScorer(Protocol):
+    """Scores of the whole catalogue: what full ranking needs, and all that a counting model offers."""
+
+    max_len: int
+
+    def scores(self, batch: Histories) -> Float[Tensor, "B V"]:
+        """Higher is better; column 0 (padding) has no meaning."""
+        ...
+
+
+@runtime_checkable
+class CountingModel(CatalogScorer, Protocol):
+    """A model made by one pass over the training events."""
+
+    @classmethod
+    def fit(cls, config: object, store: SequenceStore, stops: IntArray, items: object) -> Self:
+        """From each user's first `stops` [U] events."""
+        ...
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """All that `from_arrays` needs."""
+        ...

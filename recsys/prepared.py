@@ -1,0 +1,69 @@
+"""Prepared data: what training and evaluation read (the output of `recsys prepare`).
+
+catalog.parquet   items.parquet (rows in catalogue order)   sequences/   split/
+validation.parquet   test.parquet   manifest.json
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from recsys.catalog import Catalog
+from recsys.schema import TimeKind
+from recsys.sequences import SequenceStore
+from recsys.splits import Part, Split, SplitKind
+from recsys.steps import MANIFEST, read_manifest, sha256
+
+SeenRule = Literal["exclude", "keep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Catalogue, histories and split of one dataset."""
+
+    folder: Path
+    catalog: Catalog
+    store: SequenceStore
+    split: Split
+    items: pl.DataFrame
+    manifest: dict[str, Any]
+
+    @property
+    def time(self) -> TimeKind:
+        """Whether timestamps are times or only an order."""
+        return self.manifest["counts"]["time"]
+
+    @property
+    def seen(self) -> SeenRule:
+        """Whether items of the history may be recommended again, as decided by `recsys prepare`."""
+        return self.manifest["counts"]["seen"]
+
+    @property
+    def split_kind(self) -> SplitKind:
+        """`time` or `last-item`."""
+        return self.manifest["config"]["split"]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest: the same for the same prepared data."""
+        return sha256(self.folder / MANIFEST)
+
+    def cases(self, part: Part) -> pl.DataFrame:
+        """Evaluation cases of a part; see `recsys.splits.build_cases`."""
+        return pl.read_parquet(self.folder / f"{part}.parquet")
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """Opens the output of `recsys prepare`; histories stay memory-mapped."""
+    manifest = read_manifest(folder, "prepare")
+    return Prepared(
+        folder=folder,
+        catalog=Catalog.load(folder / "catalog.parquet"),
+        store=SequenceStore.load(folder / "sequences"),
+        split=Split.load(folder / "split"),
+        items=pl.read_parquet(folder / "items.parquet"),
+        manifest=manifest,
+    )

@@ -1,0 +1,156 @@
+"""Splits and evaluation cases: which events train a model, and which it must predict.
+
+A split is two numbers a user: events before `train_stop` train, those up to `validation_stop` validate, the
+rest test. Every case is predicted from all that its user did before it.
+
+    time        one instant for all users; nobody's future trains a model
+        ann  o o o o | v | t t
+        bob      o   | v v v |
+        cho          |       | t t t       (a new user: nothing of hers was trained on)
+
+    last-item   leave-one-out, as in most papers; looks into the future, for bob's test event may lie
+                before events of ann that were trained on
+        ann  o o o o o | v | t
+        bob  o o o | v | t
+        cho  o o                           (fewer than three events: all of them train)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from recsys.errors import DataError
+from recsys.sequences import IntArray, SequenceStore
+
+SplitKind = Literal["time", "last-item"]
+Part = Literal["validation", "test"]
+
+CASE_COLUMNS = (
+    "user_idx",
+    "position",
+    "target",
+    "timestamp",
+    "history_length",
+    "new_user",
+    "cold_item",
+    "popularity_decile",
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Positions in each user's history, both [U]: 0 <= train_stop <= validation_stop <= length."""
+
+    train_stop: IntArray
+    validation_stop: IntArray
+
+    def bounds(self, part: Part, lengths: IntArray) -> tuple[IntArray, IntArray]:
+        """First and one-past-last position of a part, each [U]."""
+        if part == "validation":
+            return self.train_stop, self.validation_stop
+        return self.validation_stop, lengths
+
+    def save(self, folder: Path) -> None:
+        """Writes one `.npy` an array into a new folder."""
+        folder.mkdir()
+        np.save(folder / "train_stop.npy", self.train_stop)
+        np.save(folder / "validation_stop.npy", self.validation_stop)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Split":
+        """Reads what `save` wrote."""
+        return cls(np.load(folder / "train_stop.npy"), np.load(folder / "validation_stop.npy"))
+
+
+def instants_by_share(timestamps: IntArray, validation_share: float, test_share: float) -> tuple[int, int]:
+    """The two instants that leave about these shares of all events to validation and test."""
+    ordered = np.sort(timestamps)
+    last = len(ordered) - 1
+    test_from = int(ordered[min(last, round(len(ordered) * (1 - test_share)))])
+    validation_from = int(ordered[min(last, round(len(ordered) * (1 - test_share - validation_share)))])
+    return validation_from, test_from
+
+
+def split_by_time(store: SequenceStore, validation_from: int, test_from: int) -> Split:
+    """Events before `validation_from` train, before `test_from` validate, the others test (timestamps)."""
+    if validation_from > test_from:
+        raise DataError(f"split: validation begins at {validation_from}, after test at {test_from}; swap them.")
+    split = Split(_events_before(store, validation_from), _events_before(store, test_from))
+    for name, size in zip(("training", "validation", "test"), split_sizes(store, split), strict=True):
+        if size == 0:
+            raise DataError(
+                f"split by time: {name} holds none of the {store.num_events} events (validation from "
+                f"{validation_from}, test from {test_from}); choose other instants or shares."
+            )
+    return split
+
+
+def _events_before(store: SequenceStore, instant: int) -> IntArray:
+    earlier = store.event_users()[store.timestamp < instant]
+    return np.bincount(earlier, minlength=store.num_users).astype(np.int64)
+
+
+def split_last_item(store: SequenceStore) -> Split:
+    """Last event tests, the one before validates; users with fewer than three events only train."""
+    lengths = store.lengths
+    evaluated = lengths >= 3
+    if not evaluated.any():
+        raise DataError(
+            f"split last-item: none of {store.num_users} users has three events (longest history: "
+            f"{lengths.max(initial=0)}); use longer histories or split by time."
+        )
+    return Split(np.where(evaluated, lengths - 2, lengths), np.where(evaluated, lengths - 1, lengths))
+
+
+def split_sizes(store: SequenceStore, split: Split) -> tuple[int, int, int]:
+    """Events in training, validation and test."""
+    train, before_test = int(split.train_stop.sum()), int(split.validation_stop.sum())
+    return train, before_test - train, store.num_events - before_test
+
+
+def train_mask(store: SequenceStore, stops: IntArray) -> np.ndarray:
+    """Bool [E]: the events before `stops` [U] in their user's history."""
+    return store.event_positions() < np.repeat(stops, store.lengths)
+
+
+def item_counts(store: SequenceStore, stops: IntArray, num_rows: int) -> IntArray:
+    """Events of each item row before `stops` [U]; [V]."""
+    return np.bincount(store.item_idx[train_mask(store, stops)], minlength=num_rows).astype(np.int64)
+
+
+def popularity_deciles(counts: IntArray) -> np.ndarray:
+    """i8[V]: 10 for the most popular tenth of the items with training events, 1 for the least, 0 for none."""
+    deciles = np.zeros(len(counts), dtype=np.int8)
+    warm = np.flatnonzero(counts)
+    order = warm[np.argsort(counts[warm], kind="stable")]
+    deciles[order] = 1 + (np.arange(len(order)) * 10) // max(1, len(order))
+    return deciles
+
+
+def build_cases(store: SequenceStore, split: Split, part: Part, num_rows: int) -> pl.DataFrame:
+    """One row a case, in user and time order; columns `CASE_COLUMNS`.
+
+    `history_length` counts all earlier events of the user. `new_user` had no training event, `cold_item`
+    neither; `popularity_decile` is that of the target in training (0: cold).
+    """
+    first, last = split.bounds(part, store.lengths)
+    positions = store.event_positions()
+    chosen = np.flatnonzero(
+        (positions >= np.repeat(first, store.lengths)) & (positions < np.repeat(last, store.lengths))
+    )
+    users = store.event_users()[chosen]
+    targets = store.item_idx[chosen]
+    counts = item_counts(store, split.train_stop, num_rows)
+    return pl.DataFrame({
+        "user_idx": users.astype(np.int32),
+        "position": positions[chosen].astype(np.int32),
+        "target": targets,
+        "timestamp": store.timestamp[chosen],
+        "history_length": positions[chosen].astype(np.int32),
+        "new_user": split.train_stop[users] == 0,
+        "cold_item": counts[targets] == 0,
+        "popularity_decile": popularity_deciles(counts)[targets],
+    })
