@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
+import polars as pl
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recsys.batches import Histories, TrainBatch, WindowShape
-from recsys.sequences import IntArray, SequenceStore, Windows
+from recsys.sequences import Windows
+from recsys.splits import TrainingEvents
 
 ItemMask: TypeAlias = Bool[Tensor, "B V"]
 """True where an item must not be returned."""
@@ -114,10 +116,15 @@ class CountingModel(CatalogScorer, Protocol):
     """A model made by one pass over the training events."""
 
     @classmethod
-    def fit(cls, config: object, store: SequenceStore, stops: IntArray, items: object) -> Self:
-        """From each user's first `stops` [U] events."""
+    def fit(cls, config: Any, events: TrainingEvents, items: pl.DataFrame) -> Self:
+        """From training events and the item table (rows in catalogue order)."""
         ...
 
-    def arrays(self) -> Mapping[str, np.ndarray]:
-        """All that `from_arrays` needs."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that was learned."""
+        ...
+
+    @classmethod
+    def from_arrays(cls, config: Any, arrays: Mapping[str, np.ndarray]) -> Self:
+        """The model again."""
         ...

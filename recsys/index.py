@@ -13,6 +13,11 @@ FloatArray = npt.NDArray[np.float32]
 RowArray = npt.NDArray[np.int64]
 
 
+def use_one_thread() -> None:
+    """Searches compute in the calling thread alone: a service brings its own threads."""
+    faiss.omp_set_num_threads(1)
+
+
 @dataclass(frozen=True)
 class ItemIndex:
     """Exact search; item row r is vector r - 1 of the FAISS index, so that padding can never be found."""

@@ -14,7 +14,7 @@ import polars as pl
 from recsys.catalog import Catalog
 from recsys.schema import TimeKind
 from recsys.sequences import SequenceStore
-from recsys.splits import Part, Split, SplitKind
+from recsys.splits import FitOn, Part, Split, SplitKind, TrainingEvents
 from recsys.steps import MANIFEST, read_manifest, sha256
 
 SeenRule = Literal["exclude", "keep"]
@@ -50,6 +50,10 @@ class Prepared:
     def fingerprint(self) -> str:
         """SHA-256 of the manifest: the same for the same prepared data."""
         return sha256(self.folder / MANIFEST)
+
+    def training_events(self, fit_on: FitOn = "train") -> TrainingEvents:
+        """What a model may learn from."""
+        return TrainingEvents(self.store, self.split.fit_stops(fit_on), self.catalog.num_rows)
 
     def cases(self, part: Part) -> pl.DataFrame:
         """Evaluation cases of a part; see `recsys.splits.build_cases`."""

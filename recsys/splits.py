@@ -16,10 +16,12 @@ rest test. Every case is predicted from all that its user did before it.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from recsys.errors import DataError
@@ -27,6 +29,7 @@ from recsys.sequences import IntArray, SequenceStore
 
 SplitKind = Literal["time", "last-item"]
 Part = Literal["validation", "test"]
+FitOn = Literal["train", "train+validation"]
 
 CASE_COLUMNS = (
     "user_idx",
@@ -46,6 +49,10 @@ class Split:
 
     train_stop: IntArray
     validation_stop: IntArray
+
+    def fit_stops(self, fit_on: FitOn) -> IntArray:
+        """Where the events end that a model may learn from, [U]."""
+        return self.train_stop if fit_on == "train" else self.validation_stop
 
     def bounds(self, part: Part, lengths: IntArray) -> tuple[IntArray, IntArray]:
         """First and one-past-last position of a part, each [U]."""
@@ -111,14 +118,37 @@ def split_sizes(store: SequenceStore, split: Split) -> tuple[int, int, int]:
     return train, before_test - train, store.num_events - before_test
 
 
-def train_mask(store: SequenceStore, stops: IntArray) -> np.ndarray:
-    """Bool [E]: the events before `stops` [U] in their user's history."""
-    return store.event_positions() < np.repeat(stops, store.lengths)
+@dataclass(frozen=True)
+class TrainingEvents:
+    """The first `stops` [U] events of every user, over a catalogue of `num_rows` item rows (V)."""
 
+    store: SequenceStore
+    stops: IntArray
+    num_rows: int
 
-def item_counts(store: SequenceStore, stops: IntArray, num_rows: int) -> IntArray:
-    """Events of each item row before `stops` [U]; [V]."""
-    return np.bincount(store.item_idx[train_mask(store, stops)], minlength=num_rows).astype(np.int64)
+    @cached_property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """True at these events among all of the store, [E]."""
+        return self.store.event_positions() < np.repeat(self.stops, self.store.lengths)
+
+    @property
+    def items(self) -> npt.NDArray[np.int32]:
+        """Item rows in user and time order."""
+        return self.store.item_idx[self.mask]
+
+    @property
+    def users(self) -> IntArray:
+        """User rows, aligned with `items`."""
+        return self.store.event_users()[self.mask]
+
+    @property
+    def timestamps(self) -> IntArray:
+        """Times, aligned with `items`."""
+        return self.store.timestamp[self.mask]
+
+    def item_counts(self) -> IntArray:
+        """Events of each item row, [V]."""
+        return np.bincount(self.items, minlength=self.num_rows).astype(np.int64)
 
 
 def popularity_deciles(counts: IntArray) -> np.ndarray:
@@ -143,7 +173,7 @@ def build_cases(store: SequenceStore, split: Split, part: Part, num_rows: int) -
     )
     users = store.event_users()[chosen]
     targets = store.item_idx[chosen]
-    counts = item_counts(store, split.train_stop, num_rows)
+    counts = TrainingEvents(store, split.train_stop, num_rows).item_counts()
     return pl.DataFrame({
         "user_idx": users.astype(np.int32),
         "position": positions[chosen].astype(np.int32),

@@ -84,7 +84,7 @@ def writing_step(
     if out.exists() and not overwrite:
         raise DataError(f"{name}: {out} exists already; choose another folder, or pass --overwrite to replace it.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
+    partial = partial_folder(out)
     with _exclusive(out.with_name(f".{out.name}.lock"), f"{name}: another run is writing {out}; wait for it to end."):
         if partial.exists() and not keep_partial:
             shutil.rmtree(partial)
@@ -98,6 +98,11 @@ def writing_step(
             raise
         write_json(partial / MANIFEST, step.manifest())
         _replace_folder(partial, out)
+
+
+def partial_folder(out: Path) -> Path:
+    """Where a step writes until `out` appears."""
+    return out.with_name(f".{out.name}.partial")
 
 
 @contextmanager
@@ -153,7 +158,7 @@ def read_manifest(folder: Path, step: str) -> dict[str, Any]:
 def describe_input(path: Path) -> dict[str, Any]:
     """Path, bytes and SHA-256 of a file; for a folder made by a step, of its manifest."""
     file = path / MANIFEST if path.is_dir() else path
-    return {"path": str(path), "bytes": file.stat().st_size, "sha256": sha256(file)}
+    return {"path": str(path.resolve()), "bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
 def sha256(path: Path) -> str:

@@ -1,0 +1,31 @@
+# Every target makes the environment it needs: plain venv and pip, versions of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: demo test check serve bench
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.installed  ## the whole path on MovieLens-100K, into $(DEMO)/
+	$(BIN)/recsys demo --out $(DEMO)
+
+test: $(VENV)/.installed  ## all tests
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.installed  ## format, lint, types, direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+serve: $(VENV)/.installed  ## the demo's bundle on http://127.0.0.1:8000/
+	$(BIN)/recsys serve $(DEMO)/bundle
+
+bench: $(VENV)/.installed  ## speed beside RecBole's, on this machine
+	$(BIN)/python -m benchmarks.path
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	touch $@

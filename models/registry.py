@@ -1,0 +1,88 @@
+"""Names of models: which class, which config. A new model adds its file, its preset and one line here."""
+
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from importlib.resources import files
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from models.bert4rec import BERT4Rec, BERT4RecConfig
+from models.item_knn import ItemKNN, ItemKNNConfig
+from models.markov import Markov, MarkovConfig
+from models.popularity import Popularity, PopularityConfig
+from models.sasrec import SASRec, SASRecConfig
+from models.tfidf import Tfidf, TfidfConfig
+from recsys.errors import ConfigError
+
+MODELS: dict[str, tuple[type[Any], type[Any]]] = {
+    "popularity": (Popularity, PopularityConfig),
+    "popularity-recent": (Popularity, PopularityConfig),
+    "markov": (Markov, MarkovConfig),
+    "item-knn": (ItemKNN, ItemKNNConfig),
+    "tfidf": (Tfidf, TfidfConfig),
+    "sasrec": (SASRec, SASRecConfig),
+    "bert4rec": (BERT4Rec, BERT4RecConfig),
+}
+
+FLOORS = ("popularity", "popularity-recent", "markov", "item-knn", "tfidf")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model's name and its validated config (one of the config classes of `MODELS`)."""
+
+    name: str
+    values: Any
+
+    @property
+    def model_class(self) -> type[Any]:
+        """The class that `values` configures."""
+        return MODELS[self.name][0]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For manifests, bundles and MLflow."""
+        return asdict(self.values)
+
+
+def preset(name: str, variant: str | None = None) -> dict[str, Any]:
+    """A YAML preset, `NAME.yaml` or `NAME.VARIANT.yaml`: sections `model` and, for trained ones, `training`."""
+    if name not in MODELS:
+        raise ConfigError(f"no model {name!r}{_hint(name, MODELS)}; known are {', '.join(sorted(MODELS))}.")
+    presets = files("models.presets")
+    file = presets.joinpath(f"{name}.{variant}.yaml" if variant else f"{name}.yaml")
+    if not file.is_file():
+        known = [entry.name.split(".")[1] for entry in presets.iterdir() if entry.name.startswith(f"{name}.")]
+        variants = sorted(set(known) - {"yaml"})
+        raise ConfigError(f"model {name}: no preset {variant!r}; known are {', '.join(variants) or 'none'}.")
+    sections: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return sections
+
+
+def model_config(name: str, values: dict[str, Any], num_items: int) -> ModelConfig:
+    """Validates the `model` section of a config; `num_items` is filled in where the model has it."""
+    config_class = MODELS[name][1]
+    given = dict(values)
+    if "num_items" in {field.name for field in fields(config_class)}:
+        given["num_items"] = num_items
+    return ModelConfig(name, build_config(config_class, given, f"model {name}"))
+
+
+def build_config(config_class: type[Any], values: dict[str, Any], where: str) -> Any:
+    """An instance of a config dataclass; unknown keys and wrong types are errors that name the key."""
+    known = {field.name for field in fields(config_class)}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}: no setting {key!r}{_hint(key, known)}; known are {', '.join(sorted(known))}.")
+    try:
+        return TypeAdapter(config_class).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{where}: {key}={first['input']!r} is not usable: {first['msg'].lower()}.") from None
+
+
+def _hint(given: str, known: Any) -> str:
+    close = get_close_matches(given, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

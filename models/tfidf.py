@@ -1,0 +1,85 @@
+"""TF-IDF: items whose text is most like that of the last item; the floor of every text model."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+from scipy import sparse
+from torch import Tensor
+
+from recsys.batches import Histories
+from recsys.errors import DataError
+from recsys.sparse import csr_arrays, csr_from_arrays, dense, last_items
+from recsys.splits import TrainingEvents
+
+WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TfidfConfig:
+    """Nothing to set."""
+
+
+class Tfidf:
+    """score(i) = cosine of the TF-IDF vectors of the last item's text and i's."""
+
+    max_len = 1
+
+    def __init__(self, config: TfidfConfig, similarity: sparse.csr_array) -> None:
+        self.config = config
+        self.similarity = similarity
+
+    @classmethod
+    def fit(cls, config: TfidfConfig, events: TrainingEvents, items: pl.DataFrame) -> Self:  # noqa: ARG003
+        """From the item table alone."""
+        texts = item_texts(items)
+        if not any(texts):
+            raise DataError("tfidf: the item table has no text; ingest an item table with --items, or leave it out.")
+        vectors = tfidf_vectors(["", *texts])
+        return cls(config, sparse.csr_array(vectors @ vectors.T))
+
+    def scores(self, batch: Histories) -> Float[Tensor, "B V"]:
+        """Zero for items without a common word."""
+        return dense(self.similarity[last_items(batch)])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The similarity matrix."""
+        return csr_arrays("similarity", self.similarity)
+
+    @classmethod
+    def from_arrays(cls, config: TfidfConfig, arrays: Mapping[str, np.ndarray]) -> Self:
+        """From what `arrays` gave."""
+        return cls(config, csr_from_arrays("similarity", arrays))
+
+
+def item_texts(items: pl.DataFrame) -> list[str]:
+    """All text of each item in one string, "" where there is none."""
+    columns = [
+        pl.col(name).list.join(" ") if dtype == pl.List(pl.String) else pl.col(name)
+        for name, dtype in items.schema.items()
+        if name != "item_id" and dtype in {pl.String, pl.List(pl.String)}
+    ]
+    if not columns:
+        return [""] * len(items)
+    return items.select(pl.concat_str(columns, separator=" ", ignore_nulls=True).fill_null("")).to_series().to_list()
+
+
+def tfidf_vectors(texts: list[str]) -> sparse.csr_array:
+    """[len(texts), words], unit rows: term count * (ln((1 + N) / (1 + document frequency)) + 1)."""
+    vocabulary: dict[str, int] = {}
+    rows, words = [], []
+    for row, text in enumerate(texts):
+        for word in WORD.findall(text.lower()):
+            rows.append(row)
+            words.append(vocabulary.setdefault(word, len(vocabulary)))
+    counts = sparse.csr_array(
+        (np.ones(len(rows), dtype=np.float32), (rows, words)), shape=(len(texts), len(vocabulary))
+    )
+    frequency = np.bincount(counts.indices, minlength=len(vocabulary))
+    weighted = counts @ sparse.diags_array(np.log((1 + len(texts)) / (1 + frequency)) + 1)
+    norms = np.sqrt(np.maximum(weighted.multiply(weighted).sum(axis=1), 1e-12))
+    return sparse.csr_array(sparse.diags_array(1 / norms) @ weighted, dtype=np.float32)

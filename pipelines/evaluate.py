@@ -1,0 +1,156 @@
+"""`recsys evaluate`: runs and floors rank the same cases; one row a case is kept, and a table is shown."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from models.registry import FLOORS
+from pipelines.loading import fit_floor, floors_for, run_scorer
+from pipelines.reporter import Reporter
+from recsys.contracts import CatalogScorer
+from recsys.errors import ConfigError, DataError
+from recsys.evaluation import rank_cases, summarise
+from recsys.prepared import Prepared, SeenRule
+from recsys.runs import Run, open_run
+from recsys.splits import Part
+from recsys.steps import read_manifest, write_json, writing_step
+
+CASES = "cases.parquet"
+REPORT = "report.json"
+HEADLINE = "ndcg@10"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Settings of `recsys evaluate`; `seen` None means the rule that `recsys prepare` wrote down."""
+
+    runs: tuple[Path, ...]
+    part: Part = "test"
+    cutoffs: tuple[int, ...] = (10, 20)
+    seen: SeenRule | None = None
+
+    def __post_init__(self) -> None:
+        if not self.cutoffs or min(self.cutoffs) < 1:
+            raise ConfigError(f"evaluate: cutoffs {self.cutoffs} must be whole numbers from 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Reports of all models on the same cases, floors among them."""
+
+    part: Part
+    seen: SeenRule
+    cutoffs: tuple[int, ...]
+    runs: Mapping[str, dict[str, Any]]
+    floors: Mapping[str, dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self) | {"verdicts": self.verdicts()}
+
+    def verdicts(self) -> list[str]:
+        """One sentence a run: does it beat every floor?"""
+        return [verdict(name, report, self.floors) for name, report in self.runs.items()]
+
+
+def evaluate(config: EvaluateConfig, reporter: Reporter) -> Evaluation:
+    """Ranks the part's cases by every run and every floor."""
+    runs = [open_run(folder) for folder in config.runs]
+    prepared = common_data(runs)
+    seen = config.seen or prepared.seen
+    floors = {name: floor_report(name, prepared, config, seen, reporter) for name in floors_for(prepared, FLOORS)}
+    reports = {run.name: run_report(run, prepared, config, seen, reporter) for run in runs}
+    return Evaluation(part=config.part, seen=seen, cutoffs=config.cutoffs, runs=reports, floors=floors)
+
+
+def common_data(runs: Sequence[Run]) -> Prepared:
+    """The one prepared dataset of all runs."""
+    if not runs:
+        raise ConfigError("evaluate: name at least one run.")
+    first = runs[0].prepared()
+    for run in runs[1:]:
+        if run.prepared().fingerprint != first.fingerprint:
+            raise DataError(
+                f"evaluate: {run.folder} was trained on {run.prepared().folder}, {runs[0].folder} on {first.folder}; "
+                "only runs on the same prepared data can stand in one table."
+            )
+    return first
+
+
+def run_report(
+    run: Run, prepared: Prepared, config: EvaluateConfig, seen: SeenRule, reporter: Reporter
+) -> dict[str, Any]:
+    """Evaluates a run into its folder."""
+    if config.part == "validation" and run.fit_on != "train":
+        raise DataError(f"evaluate: {run.folder} was trained on the validation events; only --part test can judge it.")
+    scorer = run_scorer(run, prepared)
+    return rank_into(run.evaluation(config.part), run.name, scorer, prepared, config, seen, reporter)
+
+
+def floor_report(
+    name: str, prepared: Prepared, config: EvaluateConfig, seen: SeenRule, reporter: Reporter
+) -> dict[str, Any]:
+    """Evaluates a floor into the prepared data's folder, once: nobody ranks twice."""
+    out = prepared.folder / "floors" / config.part / name
+    settings = evaluation_settings(prepared, config, seen)
+    if out.exists() and read_manifest(out, "evaluate")["config"] == settings:
+        report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        return report
+    return rank_into(out, name, fit_floor(name, prepared, config.part), prepared, config, seen, reporter)
+
+
+def evaluation_settings(prepared: Prepared, config: EvaluateConfig, seen: SeenRule) -> dict[str, Any]:
+    """What two evaluations must share to be compared."""
+    return {"data": prepared.fingerprint, "part": config.part, "seen": seen, "cutoffs": list(config.cutoffs)}
+
+
+def rank_into(
+    out: Path,
+    name: str,
+    scorer: CatalogScorer,
+    prepared: Prepared,
+    config: EvaluateConfig,
+    seen: SeenRule,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Ranks all cases of the part; writes `cases.parquet` and `report.json`."""
+    cases = prepared.cases(config.part)
+    num_rows = prepared.catalog.num_rows
+    counts = prepared.training_events().item_counts()
+    settings = evaluation_settings(prepared, config, seen)
+    with writing_step("evaluate", out, config=settings, inputs=[prepared.folder], overwrite=True) as step:
+        with reporter.task(f"evaluate {name}", len(cases)) as advance:
+            ranked = rank_cases(scorer, prepared.store, cases, num_rows, seen, config.cutoffs, progress=advance)
+        report = summarise(ranked, counts, config.cutoffs)
+        ranked.cases.write_parquet(step.folder / CASES)
+        write_json(step.folder / REPORT, report)
+        step.counts["cases"] = len(cases)
+    return report
+
+
+def verdict(name: str, report: Mapping[str, Any], floors: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whether a run beats every floor on the headline metric, and by how much or by which not."""
+    metric = HEADLINE if HEADLINE in report["metrics"] else next(iter(report["metrics"]))
+    own = report["metrics"][metric]
+    values = {floor: entry["metrics"][metric] for floor, entry in floors.items()}
+    best = max(values, key=lambda floor: values[floor])
+    lost = [f"{floor} ({value:.4f})" for floor, value in values.items() if value >= own]
+    if lost:
+        return f"{name}: {metric} {own:.4f} does NOT beat {', '.join(lost)}."
+    return f"{name}: {metric} {own:.4f} beats all {len(values)} floors (best: {best}, {values[best]:.4f})."
+
+
+def open_evaluation(folder: Path, part: Part) -> Path:
+    """The folder with `cases.parquet` of a run, or of an evaluation folder (a floor's) itself."""
+    for candidate in (folder / "evaluation" / part, folder):
+        if (candidate / CASES).is_file():
+            return candidate
+    raise DataError(f"{folder}: holds no evaluation of the {part} cases; run `recsys evaluate {folder} --part {part}`.")
+
+
+def table_rows(evaluation: Evaluation) -> Iterable[tuple[str, dict[str, float]]]:
+    """Names and metrics, floors first."""
+    yield from ((f"{name} (floor)", report["metrics"]) for name, report in evaluation.floors.items())
+    yield from ((name, report["metrics"]) for name, report in evaluation.runs.items())

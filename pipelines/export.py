@@ -1,0 +1,84 @@
+"""`recsys export`: a run becomes a bundle, checked against torch before it appears."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.evaluate import HEADLINE, REPORT
+from pipelines.loading import no_history, run_model
+from recsys.batches import Histories
+from recsys.bundle import Bundle, ModelCard, open_bundle
+from recsys.contracts import TrainableRetriever
+from recsys.errors import ConfigError
+from recsys.export import check_encoder, write_bundle_files
+from recsys.prepared import Prepared
+from recsys.runs import Run, open_run
+from recsys.steps import writing_step
+
+CHECKED_HISTORIES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Settings of `recsys export`."""
+
+    run: Path
+    out: Path
+    overwrite: bool = False
+
+
+def export(config: ExportConfig) -> Bundle:
+    """Writes and verifies a bundle."""
+    run = open_run(config.run)
+    prepared = run.prepared()
+    resolved, model = run_model(run, prepared)
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(
+            f"export: {config.run} holds {run.model!r}, which has no vectors to search by; export a run of a retriever "
+            "such as sasrec or bert4rec."
+        )
+    retriever: TrainableRetriever = model  # type: ignore[assignment]
+    fallback = no_history(prepared, run.fit_on)
+    card = ModelCard(
+        name=run.model,
+        config=resolved.as_dict(),
+        max_len=retriever.max_len,
+        seen=prepared.seen,
+        no_history=fallback.description,
+    )
+    with writing_step(
+        "export", config.out, config={"run": str(config.run)}, inputs=[config.run], overwrite=config.overwrite
+    ) as step:
+        metrics = evaluation_metrics(run)
+        write_bundle_files(
+            step.folder, retriever, card, prepared.catalog, prepared.items, fallback.scores.numpy(), metrics
+        )
+        difference = check_encoder(retriever, step.folder / "encoder.onnx", real_histories(prepared, retriever.max_len))
+        step.counts.update({
+            "items": prepared.catalog.num_items,
+            "width": int(retriever.item_vectors().shape[1]),
+            "encoder_difference": difference,
+            "mlflow_run_id": run.mlflow_run_id,
+        })
+    return open_bundle(config.out)
+
+
+def evaluation_metrics(run: Run) -> dict[str, Any]:
+    """The run's test report where it was evaluated, its best validation figure in any case."""
+    counts = run.manifest["counts"]
+    metrics: dict[str, Any] = {"validation": {HEADLINE: counts[f"best_validation_{HEADLINE}"]}}
+    report = run.evaluation("test") / REPORT
+    if report.exists():
+        metrics["test"] = json.loads(report.read_text(encoding="utf-8"))
+    return metrics
+
+
+def real_histories(prepared: Prepared, max_len: int) -> Histories:
+    """Histories of as many lengths as there are, the shortest and the longest among them."""
+    order = np.argsort(prepared.store.lengths, kind="stable")
+    users = order[np.linspace(0, len(order) - 1, min(CHECKED_HISTORIES, len(order))).astype(np.int64)]
+    return Histories.from_windows(prepared.store.windows(users, prepared.store.lengths[users], max_len))

@@ -1,0 +1,76 @@
+"""From a run on disk to something that scores: shared by `evaluate` and `export`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.torch import load_file
+
+from models.popularity import Popularity, PopularityConfig
+from models.registry import ModelConfig, build_config, model_config, preset
+from recsys.contracts import CatalogScorer, TrainableRetriever
+from recsys.prepared import Prepared
+from recsys.ranking import RetrieverScorer
+from recsys.runs import WEIGHTS, Run
+from recsys.splits import FitOn, Part
+
+
+@dataclass(frozen=True)
+class NoHistory:
+    """Scores [V] for users of whom nothing is known, and what they are."""
+
+    description: str
+    scores: torch.Tensor
+
+
+def stored_config(run: Run, prepared: Prepared) -> ModelConfig:
+    """The model settings that a run was made with."""
+    values = {key: value for key, value in run.config["model"].items() if key != "num_items"}
+    return model_config(run.model, values, prepared.catalog.num_items)
+
+
+def run_model(run: Run, prepared: Prepared) -> tuple[ModelConfig, Any]:
+    """The run's config and its model: a `TrainableRetriever` or a `CountingModel`."""
+    config = stored_config(run, prepared)
+    if not issubclass(config.model_class, torch.nn.Module):
+        return config, config.model_class.from_arrays(config.values, load_arrays(run.folder / WEIGHTS))
+    build: Any = config.model_class
+    model: TrainableRetriever = build(config.values)
+    model.load_state_dict(load_file(run.folder / WEIGHTS))
+    return config, model.eval()
+
+
+def run_scorer(run: Run, prepared: Prepared) -> CatalogScorer:
+    """Scores the catalogue as the service does, histories without events included."""
+    _, model = run_model(run, prepared)
+    if isinstance(model, torch.nn.Module):
+        return RetrieverScorer(model, no_history(prepared, run.fit_on).scores)  # type: ignore[arg-type]
+    return model
+
+
+def no_history(prepared: Prepared, fit_on: FitOn) -> NoHistory:
+    """Popularity among the training events: of the latest tenth, or of all where the log has no times."""
+    events = prepared.training_events(fit_on)
+    recent = prepared.time == "timestamp"
+    config = build_config(PopularityConfig, preset("popularity-recent" if recent else "popularity")["model"], "preset")
+    scores = torch.from_numpy(Popularity.fit(config, events, prepared.items).counts)
+    description = f"popularity, latest {config.share:.0%} of events" if recent else "popularity, all time"
+    return NoHistory(description, scores)
+
+
+def fit_floor(name: str, prepared: Prepared, part: Part) -> CatalogScorer:
+    """A counting model on everything before the part: for `test`, validation events included."""
+    config = model_config(name, preset(name)["model"], prepared.catalog.num_items)
+    events = prepared.training_events("train" if part == "validation" else "train+validation")
+    return config.model_class.fit(config.values, events, prepared.items)
+
+
+def floors_for(prepared: Prepared, names: tuple[str, ...]) -> list[str]:
+    """The floors that the data allows: no recent popularity without times, no TF-IDF without text."""
+    has_text = any(
+        dtype in {pl.String, pl.List(pl.String)} and name != "item_id" for name, dtype in prepared.items.schema.items()
+    )
+    impossible = ({"popularity-recent"} if prepared.time == "order" else set()) | (set() if has_text else {"tfidf"})
+    return [name for name in names if name not in impossible]

@@ -1,0 +1,71 @@
+"""Tables of results for people; the same figures are in `--json`."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from pipelines.evaluate import Evaluation, table_rows
+from recsys.comparison import Difference
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """One row a model, floors first; the best of each ranking metric is bold."""
+    rows = list(table_rows(evaluation))
+    metrics = list(rows[-1][1])
+    cases = next(iter(evaluation.runs.values()))["cases"]
+    table = Table(
+        title=f"{evaluation.part}: {cases} cases, full ranking, seen items {evaluation.seen}d"
+        if evaluation.seen == "exclude"
+        else f"{evaluation.part}: {cases} cases, full ranking, seen items kept",
+        caption="Floors know all events before this part; runs were trained on the training part alone.",
+    )
+    table.add_column("model")
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    best = {metric: max(values[metric] for _, values in rows) for metric in metrics}
+    for name, values in rows:
+        table.add_row(name, *(figure(values[metric], bold=values[metric] == best[metric]) for metric in metrics))
+    return table
+
+
+def segment_table(evaluation: Evaluation) -> Table:
+    """The first metric of every model in every segment."""
+    reports = {**evaluation.floors, **evaluation.runs}
+    metric = next(iter(next(iter(reports.values()))["metrics"]))
+    names = list(next(iter(reports.values()))["segments"])
+    table = Table(title=f"{metric} by segment")
+    table.add_column("segment")
+    table.add_column("cases", justify="right")
+    for model in reports:
+        table.add_column(model, justify="right")
+    for name in names:
+        entries = [report["segments"][name] for report in reports.values()]
+        best = max(entry["metrics"][metric] for entry in entries)
+        figures = [figure(entry["metrics"][metric], bold=entry["metrics"][metric] == best) for entry in entries]
+        table.add_row(name, str(entries[0]["cases"]), *figures)
+    return table
+
+
+def comparison_table(differences: Sequence[Difference], a: str, b: str) -> Table:
+    """One row a metric and segment."""
+    table = Table(title=f"{b} against {a}, paired by case, users resampled")
+    for column in ("segment", "metric", "cases", "users", a, b, "difference", "95 % interval", "p"):
+        table.add_column(column, justify="left" if column in {"segment", "metric"} else "right")
+    for entry in differences:
+        table.add_row(
+            entry.segment,
+            entry.metric,
+            str(entry.cases),
+            str(entry.users),
+            figure(entry.mean_a),
+            figure(entry.mean_b),
+            f"{entry.difference:+.4f}",
+            f"{entry.low:+.4f} to {entry.high:+.4f}",
+            f"{entry.p_value:.4f}",
+        )
+    return table
+
+
+def figure(value: float, bold: bool = False) -> str:
+    """Four decimals."""
+    return f"[bold]{value:.4f}[/bold]" if bold else f"{value:.4f}"

@@ -1,0 +1,289 @@
+"""`recsys train`: prepared data and a model's name become a run: weights, figures by epoch, an MLflow entry."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+import yaml
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file
+
+from models.registry import ModelConfig, build_config, model_config, preset
+from pipelines.loading import stored_config
+from pipelines.reporter import Reporter
+from recsys.batches import TrainingWindows
+from recsys.contracts import CountingModel
+from recsys.errors import ConfigError, DataError
+from recsys.evaluation import mean_metrics, rank_cases
+from recsys.prepared import Prepared, open_prepared
+from recsys.ranking import RetrieverScorer
+from recsys.runs import CONFIG, EPOCHS, WEIGHTS, Run, open_run
+from recsys.splits import FitOn, TrainingEvents
+from recsys.steps import Step, git_commit, partial_folder, writing_step
+from recsys.tracking import MLflowTracker, NoTracker, Tracker
+from recsys.training import Trainer, TrainingConfig
+
+WATCHED = "ndcg@10"
+WATCHED_CUTOFFS = (10,)
+MLFLOW_RUN = "mlflow_run_id"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of `recsys train`; `settings` are texts `section.key=value`, which win over file and preset.
+
+    `refit`: a finished run of the same model, trained anew with its settings on training and validation events, for
+    as many epochs as were best; what ships should know the latest events.
+    """
+
+    data: Path
+    model: str
+    out: Path
+    refit: Path | None = None
+    preset: str | None = None
+    config_file: Path | None = None
+    settings: tuple[str, ...] = ()
+    seed: int = 0
+    tracking: bool = True
+    restart: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training with every setting resolved."""
+
+    prepared: Prepared
+    model: ModelConfig
+    training: TrainingConfig
+    seed: int
+    fit_on: FitOn = "train"
+    selected: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def events(self) -> TrainingEvents:
+        """What may be learned from."""
+        return self.prepared.training_events(self.fit_on)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The config as resolved: what the run's `config.yaml` holds."""
+        sections = {"name": self.model.name, "fit_on": self.fit_on, "seed": self.seed, "model": self.model.as_dict()}
+        return sections | ({"training": asdict(self.training)} if self.by_gradient else {})
+
+    @property
+    def by_gradient(self) -> bool:
+        """False for counting models."""
+        return issubclass(self.model.model_class, torch.nn.Module)
+
+
+def train(config: TrainConfig, reporter: Reporter) -> Run | None:
+    """Trains and writes a run; an interrupted one goes on from its last checkpoint.
+
+    Under `torchrun` only the first process writes, and the others return None.
+    """
+    plan = make_plan(config)
+    if int(os.environ.get("RANK", "0")) > 0:
+        fit_by_gradient(plan, partial_folder(config.out), NoTracker(), Reporter(quiet=True))
+        return None
+    with writing_step(
+        "train",
+        config.out,
+        config=plan.as_dict(),
+        inputs=[config.data],
+        seed=config.seed,
+        overwrite=config.overwrite,
+        keep_partial=True,
+    ) as step:
+        begin_or_continue(step.folder, plan, restart=config.restart)
+        if plan.by_gradient:
+            train_by_gradient(step, plan, config.tracking, reporter)
+        else:
+            train_by_counting(step, plan)
+    return open_run(config.out)
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """Preset, then the config file, then single settings, the later wins; or all from the run to refit."""
+    prepared = open_prepared(config.data)
+    if config.refit is not None:
+        return refit_plan(config, open_run(config.refit), prepared)
+    sections = preset(config.model, config.preset)
+    known = set(sections)
+    if config.config_file is not None:
+        merge(sections, read_yaml(config.config_file), str(config.config_file), known)
+    for setting in config.settings:
+        merge(sections, parse_setting(setting), f"--set {setting}", known)
+    return Plan(
+        prepared=prepared,
+        model=model_config(config.model, sections["model"], prepared.catalog.num_items),
+        training=build_config(TrainingConfig, sections.get("training", {}), f"training of {config.model}"),
+        seed=config.seed,
+    )
+
+
+def refit_plan(config: TrainConfig, run: Run, prepared: Prepared) -> Plan:
+    """The run's own settings and number of best epochs, on everything before the test part."""
+    if config.preset or config.config_file or config.settings:
+        raise ConfigError(f"train: --refit takes every setting from {run.folder}; drop --preset, --config and --set.")
+    if run.model != config.model or run.prepared().fingerprint != prepared.fingerprint or run.fit_on != "train":
+        raise DataError(
+            f"train: {run.folder} is a {run.model!r} run on {run.fit_on} of {run.prepared().folder}; --refit needs a "
+            f"{config.model!r} run on train of {prepared.folder}."
+        )
+    counts = run.manifest["counts"]
+    training = build_config(TrainingConfig, run.config.get("training", {}), "training")
+    return Plan(
+        prepared=prepared,
+        model=stored_config(run, prepared),
+        training=replace(training, epochs=counts.get("best_epoch", training.epochs)),
+        seed=config.seed,
+        fit_on="train+validation",
+        selected={key: value for key, value in counts.items() if key.startswith("best_")},
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: must hold sections such as 'model:' and 'training:', not a {type(content).__name__}."
+        )
+    return content
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """`model.dropout=0.1` as {"model": {"dropout": 0.1}}."""
+    path, equals, value = text.partition("=")
+    section, dot, key = path.partition(".")
+    if not (equals and dot and key):
+        raise ConfigError(f"--set {text}: expected section.key=value, such as model.dropout=0.1.")
+    return {section: {key: yaml.safe_load(value)}}
+
+
+def merge(sections: dict[str, Any], update: dict[str, Any], where: str, known: set[str]) -> None:
+    """Puts the keys of each section of `update` into `sections`."""
+    for section, values in update.items():
+        if section not in known:
+            raise ConfigError(f"{where}: no section {section!r}; known are {', '.join(sorted(known))}.")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{where}: section {section!r} must hold settings, not {values!r}.")
+        sections[section] = {**sections[section], **values}
+
+
+def begin_or_continue(folder: Path, plan: Plan, *, restart: bool) -> None:
+    """Leaves `folder` holding this plan's config: fresh, or of an interrupted run with the same one."""
+    config = yaml.safe_dump(plan.as_dict() | {"data": plan.prepared.fingerprint}, sort_keys=False)
+    path = folder / CONFIG
+    if path.exists() and (restart or path.read_text(encoding="utf-8") != config):
+        if not restart:
+            raise DataError(
+                f"train: {folder} holds an interrupted run with other settings or data; pass --restart to discard it, "
+                "or choose another --out."
+            )
+        shutil.rmtree(folder)
+        folder.mkdir()
+    path.write_text(config, encoding="utf-8")
+
+
+def train_by_counting(step: Step, plan: Plan) -> None:
+    """One pass over the training events."""
+    model: CountingModel = plan.model.model_class.fit(plan.model.values, plan.events, plan.prepared.items)
+    save_arrays(model.arrays(), step.folder / WEIGHTS)
+    step.counts["train_events"] = int(plan.events.stops.sum())
+
+
+def train_by_gradient(step: Step, plan: Plan, tracking: bool, reporter: Reporter) -> None:
+    """Epochs with early stopping; weights of the best one."""
+    tracker = open_tracker(step.folder, plan) if tracking else NoTracker()
+    try:
+        trainer = fit_by_gradient(plan, step.folder, tracker, reporter)
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    tracker.finish("FINISHED")
+    save_file({name: value.contiguous() for name, value in trainer.best.items()}, step.folder / WEIGHTS)
+    epochs = trainer.progress.epochs
+    (step.folder / EPOCHS).write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs), encoding="utf-8")
+    shutil.rmtree(step.folder / "checkpoints")
+    (step.folder / MLFLOW_RUN).unlink(missing_ok=True)
+    step.counts.update({
+        "parameters": sum(value.numel() for value in trainer.best.values()),
+        "windows": len(trainer.windows),
+        "epochs": trainer.progress.epoch,
+        **(
+            plan.selected
+            or {
+                "best_epoch": trainer.progress.best_epoch,
+                f"best_validation_{WATCHED}": trainer.progress.best_metric,
+            }
+        ),
+        "training_seconds": round(trainer.progress.seconds, 3),
+        MLFLOW_RUN: tracker.run_id,
+    })
+
+
+def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Reporter) -> Trainer:
+    """The trained model in its `Trainer`; every process of a distributed run comes here."""
+    torch.manual_seed(plan.seed)
+    model = plan.model.model_class(plan.model.values)
+    windows = TrainingWindows.cut(plan.events.stops, model.window)
+    trainer = Trainer(model, plan.prepared.store, windows, plan.training, plan.seed, folder, tracker)
+    if trainer.resume():
+        reporter.say(f"train {plan.model.name}: going on after epoch {trainer.progress.epoch}")
+    with reporter.task(f"train {plan.model.name}", plan.training.epochs * trainer.batches_per_epoch) as advance:
+        advance(trainer.progress.step)
+
+        def on_epoch(figures: dict[str, float]) -> None:
+            quality = f" {WATCHED} {figures[WATCHED]:.4f}" if WATCHED in figures else ""
+            advance(0, f"epoch {int(figures['epoch'])} loss {figures['loss']:.4f}{quality}")
+
+        validate = validation(plan, trainer) if plan.fit_on == "train" else None
+        trainer.fit(validate, WATCHED, on_epoch, on_batch=lambda: advance(1))
+    return trainer
+
+
+def validation(plan: Plan, trainer: Trainer) -> Callable[[], dict[str, float]]:
+    """A function that ranks the validation cases with a history and gives the metrics' means."""
+    cases = plan.prepared.cases("validation").filter(pl.col("history_length") > 0)
+    num_rows = plan.prepared.catalog.num_rows
+    if cases.is_empty():
+        raise DataError(f"train: {plan.prepared.folder} has no validation case with a history; prepare another split.")
+    if len(cases) > plan.training.validation_cases:
+        cases = cases.sample(plan.training.validation_cases, seed=0)
+
+    def validate() -> dict[str, float]:
+        model = trainer.retriever.eval()
+        with torch.no_grad():
+            scorer = RetrieverScorer(model, torch.zeros(num_rows))
+            ranked = rank_cases(
+                scorer, plan.prepared.store, cases, num_rows, plan.prepared.seen, WATCHED_CUTOFFS, trainer.device
+            )
+        return mean_metrics(ranked.cases, WATCHED_CUTOFFS)
+
+    return validate
+
+
+def open_tracker(folder: Path, plan: Plan) -> MLflowTracker:
+    """The MLflow run of this training; the one it began with when it goes on."""
+    remembered = folder / MLFLOW_RUN
+    run_id = remembered.read_text(encoding="utf-8") if remembered.exists() else None
+    sections = plan.as_dict()
+    params = {
+        f"{section}.{key}": value for section in ("model", "training") for key, value in sections[section].items()
+    }
+    tags = {"data": plan.prepared.fingerprint, "commit": git_commit() or "", "model": plan.model.name}
+    tracker = MLflowTracker(plan.model.name, {**params, "seed": plan.seed}, tags, run_id)
+    remembered.write_text(tracker.run_id, encoding="utf-8")
+    return tracker

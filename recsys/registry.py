@@ -1,0 +1,100 @@
+"""The model registry in MLflow: versions of bundles under aliases, with the way back kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys.bundle import Bundle
+from recsys.errors import RegistryError
+from recsys.tracking import experiment_id, mlflow_client
+
+BUNDLE_ARTIFACT = "bundle"
+URI_PREFIX = "models:/"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Where an alias points."""
+
+    name: str
+    alias: str
+    version: str
+    previous: str | None
+
+
+def register_bundle(bundle: Bundle, name: str, alias: str) -> Registered:
+    """Stores a copy of the bundle as a new version of `name` and points `alias` at it."""
+    client = mlflow_client()
+    run_id = bundle.manifest["counts"].get("mlflow_run_id") or _holder_run(client, bundle)
+    artifact = f"{BUNDLE_ARTIFACT}-{bundle.version}"
+    client.log_artifacts(run_id, str(bundle.folder), artifact)
+    _ensure_model(client, name)
+    source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
+    version = client.create_model_version(name, source, run_id, tags={"bundle": bundle.version})
+    return _point(client, name, alias, str(version.version))
+
+
+def roll_back(name: str, alias: str) -> Registered:
+    """Points `alias` at the version it had before, and forgets the present one."""
+    client = mlflow_client()
+    trail = _trail(client, name, alias)
+    if len(trail) < 2:
+        raise RegistryError(f"{name}@{alias}: has no earlier version to go back to.")
+    client.set_registered_model_alias(name, alias, trail[-2])
+    client.set_registered_model_tag(name, _trail_tag(alias), ",".join(trail[:-1]))
+    return Registered(name, alias, trail[-2], trail[-1])
+
+
+def fetch_bundle(uri: str) -> Path:
+    """The folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow_client()
+    reference = uri.removeprefix(URI_PREFIX)
+    name, at, alias = reference.partition("@")
+    try:
+        if at:
+            version = client.get_model_version_by_alias(name, alias)
+        else:
+            name, _, number = reference.partition("/")
+            version = client.get_model_version(name, number)
+    except MlflowException as error:
+        raise RegistryError(
+            f"{uri}: not in the registry ({str(error).splitlines()[0]}); see `recsys register`."
+        ) from None
+    return Path(download_artifacts(artifact_uri=version.source))
+
+
+def _ensure_model(client: Any, name: str) -> None:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+
+
+def _holder_run(client: Any, bundle: Bundle) -> str:
+    """A run to hang the artifacts on, for bundles that were trained without tracking."""
+    run = client.create_run(experiment_id(client), run_name=f"bundle-{bundle.version}")
+    client.set_terminated(run.info.run_id, "FINISHED")
+    return str(run.info.run_id)
+
+
+def _point(client: Any, name: str, alias: str, version: str) -> Registered:
+    trail = _trail(client, name, alias)
+    client.set_registered_model_alias(name, alias, version)
+    client.set_registered_model_tag(name, _trail_tag(alias), ",".join([*trail, version]))
+    return Registered(name, alias, version, trail[-1] if trail else None)
+
+
+def _trail(client: Any, name: str, alias: str) -> list[str]:
+    """Versions the alias has pointed at, the present one last."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tag = client.get_registered_model(name).tags.get(_trail_tag(alias), "")
+    except MlflowException:
+        raise RegistryError(f"{name}: no such model in the registry; register a bundle first.") from None
+    return [version for version in tag.split(",") if version]
+
+
+def _trail_tag(alias: str) -> str:
+    return f"trail.{alias}"

@@ -1,0 +1,246 @@
+"""The one training loop: any `TrainableRetriever`, one process or many, resumable at any step.
+
+Randomness is a function of (seed, epoch, batch), never of what ran before: a run that was killed and resumed
+computes what an undisturbed one computes, bit for bit on CPU, and every process of a distributed run builds the
+same global batch and takes its own rows of it.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from recsys.batches import TrainBatch, TrainingWindows
+from recsys.checkpoints import Checkpoint, Progress, copy_weights, latest_checkpoint, on_device, save_checkpoint
+from recsys.contracts import TrainableRetriever
+from recsys.errors import ConfigError, DataError
+from recsys.sequences import SequenceStore
+from recsys.tracking import NoTracker, Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a model is trained.
+
+    `batch_size` counts windows of all processes together; of more than `validation_cases` a fixed sample is ranked.
+    """
+
+    epochs: int = 100
+    patience: int = 10
+    batch_size: int = 128
+    accumulation: int = 1
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    clip_norm: float = 5.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu"] = "auto"
+    checkpoint_seconds: float = 60.0
+    validation_cases: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "patience",
+            "batch_size",
+            "accumulation",
+            "learning_rate",
+            "clip_norm",
+            "validation_cases",
+        ):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"training: {name}={getattr(self, name)} must be above 0.")
+        if self.accumulation > self.batch_size:
+            raise ConfigError(
+                f"training: accumulation={self.accumulation} cannot divide a batch of batch_size={self.batch_size}."
+            )
+
+    def rate(self, step: int, total_steps: int) -> float:
+        """Learning rate of a step: linear warm-up, then constant or a cosine down to 0."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.schedule == "constant":
+            return self.learning_rate * warm
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
+
+
+class _Loss(nn.Module):
+    """The model's loss as a forward pass, which is what DDP and autocast hook into."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: TrainBatch) -> Float[Tensor, ""]:
+        loss: Tensor = self.model.loss(batch)  # type: ignore[operator]
+        return loss
+
+
+class Trainer:
+    """Trains `model` on windows of `store`, validating once an epoch by `validate` (higher is better)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        store: SequenceStore,
+        windows: TrainingWindows,
+        config: TrainingConfig,
+        seed: int,
+        folder: Path,
+        tracker: Tracker | None = None,
+    ) -> None:
+        if len(windows) == 0:
+            raise DataError("training: no user has two training events, so there is no next item to learn from.")
+        self.store, self.windows, self.config, self.seed = store, windows, config, seed
+        self.checkpoints = folder / "checkpoints"
+        self.accelerator = make_accelerator(config)
+        self.model = model
+        self.network = self.accelerator.prepare(_Loss(model))
+        self.optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+        self.tracker = tracker or NoTracker()
+        self.progress = Progress()
+        self.best = copy_weights(model.state_dict())
+        self.batches_per_epoch = math.ceil(len(windows) / config.batch_size)
+
+    @property
+    def retriever(self) -> TrainableRetriever:
+        """The model by its contract."""
+        return self.model  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.accelerator.device
+
+    def resume(self) -> bool:
+        """Goes on from the newest checkpoint of the folder; False where there is none."""
+        checkpoint = latest_checkpoint(self.checkpoints)
+        if checkpoint is None:
+            return False
+        self.progress = checkpoint.progress
+        self.model.load_state_dict(on_device(checkpoint.model, self.accelerator.device))
+        self.best = on_device(checkpoint.best, self.accelerator.device)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        return True
+
+    def fit(
+        self,
+        validate: Callable[[], dict[str, float]] | None,
+        watch: str,
+        on_epoch: Callable[[dict[str, float]], None],
+        on_batch: Callable[[], None],
+    ) -> None:
+        """Trains to the last epoch or until `watch` has not improved for `patience` epochs; then restores the best.
+
+        Without `validate` there is no stopping early, and the last epoch is the best.
+        """
+        while self.progress.epoch < self.config.epochs and not self.progress.stopped:
+            began = time.perf_counter()
+            self._train_epoch(on_batch)
+            self._end_epoch(validate() if validate else {}, watch, time.perf_counter() - began)
+            on_epoch(self.progress.epochs[-1])
+            self._save()
+        self.model.load_state_dict(self.best)
+
+    def _train_epoch(self, on_batch: Callable[[], None]) -> None:
+        self.model.train()
+        rng = np.random.default_rng([self.seed, self.progress.epoch])
+        saved = time.perf_counter()
+        for number, chosen in enumerate(self.windows.epoch(self.config.batch_size, rng)):
+            if number < self.progress.batch:
+                continue
+            self._step(chosen, number)
+            on_batch()
+            if time.perf_counter() - saved > self.config.checkpoint_seconds:
+                self._save()
+                saved = time.perf_counter()
+
+    def _step(self, chosen: np.ndarray, number: int) -> None:
+        """One optimiser step on one global batch."""
+        rng = np.random.default_rng([self.seed, self.progress.epoch, number])
+        torch.manual_seed(int(rng.integers(2**62)) + self.accelerator.process_index)
+        batch = self.retriever.training_batch(self.windows.load(self.store, chosen), rng)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate(self.progress.step, self.config.epochs * self.batches_per_epoch)
+        loss = self._backward(batch)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.loss_sum += loss
+        self.progress.targets += batch.num_targets
+        self.progress.step += 1
+        self.progress.batch = number + 1
+
+    def _backward(self, batch: TrainBatch) -> float:
+        """Gradients of the global batch's mean loss; returns the loss summed over its targets.
+
+        Every process and micro-batch weighs by its targets, so the result is that of one process and one batch.
+        """
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        total = torch.zeros((), device=self.accelerator.device)
+        micro_batches = min(self.config.accumulation, len(batch.lengths))
+        for part in range(micro_batches):
+            share = batch.share(part, micro_batches).share(rank, processes).to(self.accelerator.device)
+            last = part == micro_batches - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.network):
+                loss = self.network(share)
+                weight = share.num_targets / max(1, batch.num_targets)
+                self.accelerator.backward(loss * weight * processes)
+            total += loss.detach() * share.num_targets
+        summed = self.accelerator.reduce(total, reduction="sum").item()
+        if not math.isfinite(summed):
+            raise DataError(
+                f"training: the loss became {summed} in epoch {self.progress.epoch + 1}, at step "
+                f"{self.progress.step + 1}; "
+                "lower training.learning_rate, or use training.precision=fp32."
+            )
+        return summed
+
+    def _end_epoch(self, figures: dict[str, float], watch: str, seconds: float) -> None:
+        progress = self.progress
+        progress.epoch += 1
+        progress.seconds += seconds
+        reached = figures.get(watch, float(progress.epoch))
+        if reached > progress.best_metric:
+            progress.best_metric, progress.best_epoch = reached, progress.epoch
+            self.best = copy_weights(self.model.state_dict())
+        progress.stopped = progress.epoch - progress.best_epoch >= self.config.patience
+        progress.epochs.append({
+            "epoch": progress.epoch,
+            "loss": progress.loss_sum / max(1, progress.targets),
+            **figures,
+            "seconds": round(seconds, 3),
+        })
+        self.tracker.log_metrics({k: v for k, v in progress.epochs[-1].items() if k != "epoch"}, step=progress.epoch)
+        progress.batch, progress.loss_sum, progress.targets = 0, 0.0, 0
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            state = Checkpoint(self.progress, self.model.state_dict(), self.best, self.optimizer.state_dict())
+            save_checkpoint(self.checkpoints, state)
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """Device, precision and process group; a process may train one model after another."""
+    AcceleratorState._reset_state()  # accelerate would keep its first precision for good
+    return Accelerator(
+        cpu=config.device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+    )
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Weight decay on matrices only, not on biases and norms."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
