@@ -29,3 +29,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
+
+.PHONY: docs results
+docs: $(VENV)/.installed  ## docs/commands.md from the command line itself
+	$(BIN)/python -m typer pipelines.cli utils docs --name recsys --title Commands --output docs/commands.md
+
+results: $(VENV)/.installed  ## docs/results.md: runs what is missing (hours)
+	$(BIN)/python -m benchmarks.results

@@ -8,7 +8,8 @@ Deviates on purpose:
   - no dropout on attention weights.
 As in the official code, and unlike the paper's formula: LayerNorm in the head, tied output table with a bias, exact
 number of masks, and every chosen position becomes [mask].
-Dimensions: B batch, L positions, D width, V item rows (row 0 is padding; row V is the private [mask]).
+Dimensions: B batch, L positions, D width, E = D + 1 with the bias, V item rows (row 0 is padding; row V is the
+private [mask]).
 """
 
 from dataclasses import dataclass
@@ -95,11 +96,11 @@ class BERT4Rec(nn.Module):
         z = self.head_norm(F.gelu(self.head(states)))
         return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
 
-    def item_vectors(self) -> Float[Tensor, "V D+1"]:
+    def item_vectors(self) -> Float[Tensor, "V E"]:
         """Embeddings with the output bias as a last dimension; the mask's row stays inside."""
         return torch.cat([self.items.weight[: self.mask_row], self.item_bias[:, None]], dim=1)
 
-    def encode(self, batch: Histories) -> Float[Tensor, "B D+1"]:
+    def encode(self, batch: Histories) -> Float[Tensor, "B E"]:
         """Prediction at a [mask] appended to each history."""
         tokens = F.pad(batch.items, (0, 1))
         tokens = tokens.scatter(1, batch.lengths[:, None].long(), self.mask_row)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import polars as pl
@@ -21,8 +20,8 @@ class ItemKNNConfig:
     """`neighbours` kept an item; events count `decay` times as much as the one after, the last `max_len` of them."""
 
     neighbours: int = 100
-    max_len: int = 50
-    decay: float = 0.9
+    max_len: int = 20
+    decay: float = 0.8
 
     def __post_init__(self) -> None:
         if self.neighbours < 1 or self.max_len < 1 or not 0 < self.decay <= 1:
@@ -33,7 +32,7 @@ class ItemKNNConfig:
 
 
 class ItemKNN:
-    """score(i) = sum over history items j of decay^age(j) * cosine(j, i), j among the nearest of i's row."""
+    """score(i) = sum over history items j of decay^age(j) * cosine(j, i), i among the nearest of j."""
 
     def __init__(self, config: ItemKNNConfig, similarity: sparse.csr_array) -> None:
         self.config = config
@@ -41,7 +40,7 @@ class ItemKNN:
         self.similarity = similarity
 
     @classmethod
-    def fit(cls, config: ItemKNNConfig, events: TrainingEvents, items: pl.DataFrame) -> Self:  # noqa: ARG003
+    def fit(cls, config: ItemKNNConfig, events: TrainingEvents, items: pl.DataFrame) -> "ItemKNN":  # noqa: ARG003
         """Cosine between binary user columns, the nearest kept a row."""
         pairs = np.unique(np.stack([events.users, events.items]), axis=1)
         taken = sparse.csc_array(
@@ -64,7 +63,7 @@ class ItemKNN:
         return csr_arrays("similarity", self.similarity)
 
     @classmethod
-    def from_arrays(cls, config: ItemKNNConfig, arrays: Mapping[str, np.ndarray]) -> Self:
+    def from_arrays(cls, config: ItemKNNConfig, arrays: Mapping[str, np.ndarray]) -> "ItemKNN":
         """From what `arrays` gave."""
         return cls(config, csr_from_arrays("similarity", arrays))
 

@@ -5,7 +5,6 @@ On public sets these ten lines beat several published neural models (papers comp
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import polars as pl
@@ -35,7 +34,7 @@ class Markov:
         self.popularity = popularity
 
     @classmethod
-    def fit(cls, config: MarkovConfig, events: TrainingEvents, items: pl.DataFrame) -> Self:  # noqa: ARG003
+    def fit(cls, config: MarkovConfig, events: TrainingEvents, items: pl.DataFrame) -> "Markov":  # noqa: ARG003
         """Counts neighbours within each user's training events."""
         rows, users = events.items, events.users
         same_user = users[1:] == users[:-1]
@@ -54,6 +53,6 @@ class Markov:
         return {**csr_arrays("transitions", self.transitions), "popularity": self.popularity}
 
     @classmethod
-    def from_arrays(cls, config: MarkovConfig, arrays: Mapping[str, np.ndarray]) -> Self:
+    def from_arrays(cls, config: MarkovConfig, arrays: Mapping[str, np.ndarray]) -> "Markov":
         """From what `arrays` gave."""
         return cls(config, csr_from_arrays("transitions", arrays), arrays["popularity"])

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import polars as pl
@@ -36,7 +35,7 @@ class Popularity:
         self.counts = counts
 
     @classmethod
-    def fit(cls, config: PopularityConfig, events: TrainingEvents, items: pl.DataFrame) -> Self:  # noqa: ARG003
+    def fit(cls, config: PopularityConfig, events: TrainingEvents, items: pl.DataFrame) -> "Popularity":  # noqa: ARG003
         """Counts the latest `share` of the events."""
         times = events.timestamps
         since = np.sort(times)[int(len(times) * (1 - config.share))] if config.share < 1 else times.min()
@@ -53,6 +52,6 @@ class Popularity:
         return {"counts": self.counts}
 
     @classmethod
-    def from_arrays(cls, config: PopularityConfig, arrays: Mapping[str, np.ndarray]) -> Self:
+    def from_arrays(cls, config: PopularityConfig, arrays: Mapping[str, np.ndarray]) -> "Popularity":
         """From the counts."""
         return cls(config, arrays["counts"])

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import polars as pl
@@ -34,10 +33,10 @@ class Tfidf:
         self.similarity = similarity
 
     @classmethod
-    def fit(cls, config: TfidfConfig, events: TrainingEvents, items: pl.DataFrame) -> Self:  # noqa: ARG003
+    def fit(cls, config: TfidfConfig, events: TrainingEvents, items: pl.DataFrame) -> "Tfidf":  # noqa: ARG003
         """From the item table alone."""
         texts = item_texts(items)
-        if not any(texts):
+        if not any(map(WORD.search, texts)):
             raise DataError("tfidf: the item table has no text; ingest an item table with --items, or leave it out.")
         vectors = tfidf_vectors(["", *texts])
         return cls(config, sparse.csr_array(vectors @ vectors.T))
@@ -51,7 +50,7 @@ class Tfidf:
         return csr_arrays("similarity", self.similarity)
 
     @classmethod
-    def from_arrays(cls, config: TfidfConfig, arrays: Mapping[str, np.ndarray]) -> Self:
+    def from_arrays(cls, config: TfidfConfig, arrays: Mapping[str, np.ndarray]) -> "Tfidf":
         """From what `arrays` gave."""
         return cls(config, csr_from_arrays("similarity", arrays))
 

@@ -46,7 +46,7 @@ def ingest(
     delimiter: Annotated[str | None, typer.Option(help="Field separator; found out by default.")] = None,
     encoding: Annotated[str, typer.Option(help="Text encoding of the sources.")] = "utf-8",
     time_unit: Annotated[
-        Literal["auto", "s", "ms", "us", "min", "iso"], typer.Option(help="Unit of the timestamps.")
+        Literal["auto", "s", "ms", "us", "ns", "min", "iso"], typer.Option(help="Unit of the timestamps.")
     ] = "auto",
     items: Annotated[Path | None, typer.Option(help="Item table with titles and other attributes.")] = None,
     items_map: Annotated[list[str], typer.Option(help="attribute=column of the item table.")] = [],  # noqa: B006

@@ -17,27 +17,10 @@ ARCHIVE_MD5 = "0e33842e24a9c977be4e0107933c0723"  # as published beside the arch
 WHEEL_FILE = "dataset_example/ml-100k/ml-100k.inter"
 DOWNLOAD_SECONDS = 60
 
-GENRES = [
-    "unknown",
-    "Action",
-    "Adventure",
-    "Animation",
-    "Children's",
-    "Comedy",
-    "Crime",
-    "Documentary",
-    "Drama",
-    "Fantasy",
-    "Film-Noir",
-    "Horror",
-    "Musical",
-    "Mystery",
-    "Romance",
-    "Sci-Fi",
-    "Thriller",
-    "War",
-    "Western",
-]
+GENRES = (
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
+    *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
 
 
 def movielens_100k(folder: Path) -> Path:

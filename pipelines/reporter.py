@@ -30,7 +30,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:

@@ -73,16 +73,16 @@ class Bundle:
 def open_bundle(folder: Path) -> Bundle:
     """Verifies every file against the manifest, then loads; any difference is a `BundleError`."""
     manifest = verify_bundle(folder)
-    card = ModelCard(**json.loads((folder / "model.json").read_text(encoding="utf-8")))
-    if card.bundle_format != BUNDLE_FORMAT:
+    card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    if card["bundle_format"] != BUNDLE_FORMAT:
         raise BundleError(
-            f"{folder}: bundle format {card.bundle_format}, but this version reads {BUNDLE_FORMAT}; "
+            f"{folder}: bundle format {card['bundle_format']}, but this version reads {BUNDLE_FORMAT}; "
             "export the run again."
         )
     return Bundle(
         folder=folder,
         version=sha256(folder / MANIFEST)[:12],
-        card=card,
+        card=ModelCard(**card),
         catalog=Catalog.load(folder / "catalog.parquet"),
         items=pl.read_parquet(folder / "items.parquet"),
         index=ItemIndex.load(folder / "index.faiss"),
@@ -98,7 +98,7 @@ def verify_bundle(folder: Path) -> dict[str, Any]:
         manifest = read_manifest(folder, "export")
     except DataError as error:
         raise BundleError(str(error)) from None
-    listed: dict[str, str] = manifest["files"]
+    listed: dict[str, str] = manifest.get("files", {})
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
     if missing := sorted(set(BUNDLE_FILES) - present | listed.keys() - present):
         raise BundleError(f"{folder}: lacks {', '.join(missing)}; export the run again.")

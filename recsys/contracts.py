@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -69,15 +69,15 @@ class TrainableRetriever(Retriever, Protocol):
         """Takes weights of the same names and shapes."""
         ...
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "TrainableRetriever":
         """Turns dropout on or off."""
         ...
 
-    def eval(self) -> Self:
+    def eval(self) -> "TrainableRetriever":
         """Turns dropout off."""
         ...
 
-    def cpu(self) -> Self:
+    def cpu(self) -> "TrainableRetriever":
         """Moves to main memory."""
         ...
 
@@ -116,7 +116,7 @@ class CountingModel(CatalogScorer, Protocol):
     """A model made by one pass over the training events."""
 
     @classmethod
-    def fit(cls, config: Any, events: TrainingEvents, items: pl.DataFrame) -> Self:
+    def fit(cls, config: Any, events: TrainingEvents, items: pl.DataFrame) -> "CountingModel":
         """From training events and the item table (rows in catalogue order)."""
         ...
 
@@ -125,6 +125,6 @@ class CountingModel(CatalogScorer, Protocol):
         ...
 
     @classmethod
-    def from_arrays(cls, config: Any, arrays: Mapping[str, np.ndarray]) -> Self:
+    def from_arrays(cls, config: Any, arrays: Mapping[str, np.ndarray]) -> "CountingModel":
         """The model again."""
         ...

@@ -10,6 +10,8 @@ from recsys.batches import Histories
 from recsys.contracts import CatalogScorer, ItemMask, Retriever, TopK
 from recsys.errors import DataError
 
+NOT_RETURNED = 2**31 - 1
+
 
 class RetrieverScorer:
     """A retriever as a scorer of the whole catalogue; histories without events get `no_history` [V]."""
@@ -57,11 +59,11 @@ def top_k(scores: Float[Tensor, "B V"], k: int) -> TopK:
 def target_ranks(scores: Float[Tensor, "B V"], target: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
     """Rank of each target, 1 is best: 1 + items scored higher + other items scored equal.
 
-    Scores of -inf are items that may not be returned; a target among them ranks behind the whole catalogue.
+    Scores of -inf are items that may not be returned; a target among them gets `NOT_RETURNED`, a miss at any cutoff.
     """
     own = scores.gather(1, target[:, None])
     if torch.isnan(scores[:, 1:]).any():
         row = int(torch.isnan(scores[:, 1:]).any(dim=1).nonzero()[0, 0])
         raise DataError(f"ranking: the model's scores hold NaN (first in row {row} of the batch); it has diverged.")
     ranks = (scores >= own).sum(dim=1)
-    return torch.where(own.squeeze(1) == -torch.inf, scores.shape[1] - 1, ranks)
+    return torch.where(own.squeeze(1) == -torch.inf, NOT_RETURNED, ranks)

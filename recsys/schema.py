@@ -56,7 +56,7 @@ class Dataset:
 
     def events(self) -> pl.DataFrame:
         """All events by (user, timestamp, source order); columns of `Events`."""
-        return pl.read_parquet(self.folder / "events" / "part-*.parquet")
+        return pl.concat([pl.read_parquet(part) for part in sorted((self.folder / "events").glob("part-*.parquet"))])
 
     def items(self) -> pl.DataFrame:
         """Item attributes; columns of `Items` and the source's own."""

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from recsys.errors import ConfigError
 
@@ -13,6 +13,7 @@ EXPERIMENT = "recsys"
 MAX_PARAM_CHARS = 6000
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Where a training run reports to."""
 

@@ -1,0 +1,196 @@
+"""Raw rows -> events: roles become typed columns, what cannot be an event is set aside with its reason.
+
+rows = accepted + rejected, always: a row is either in the events or in the rejected, with one reason, the first
+of `REASONS` that holds.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from recsys.errors import DataError
+from recsys.schema import ROLES, Events, Rejected, TimeKind
+from recsys.source_files import PROBLEM, ROW, RawTable, as_integers
+from recsys.timestamps import TimeUnit, to_microseconds
+
+MISSING_USER = "missing user_id"
+MISSING_ITEM = "missing item_id"
+MISSING_TIME = "missing timestamp"
+BAD_TIME = "unreadable timestamp"
+BAD_VALUE = "value is not a number"
+DUPLICATE = "duplicate"
+REASONS = (MISSING_USER, MISSING_ITEM, MISSING_TIME, BAD_TIME, BAD_VALUE, DUPLICATE)
+
+SOURCE = "#source"
+ORDER = "#order"
+REASON = "#reason"
+BOOKKEEPING = (SOURCE, ROW, ORDER)
+
+
+@dataclass(frozen=True)
+class CleanRows:
+    """Rows of one source after cleaning: `events` (columns of `Events` and bookkeeping) and `rejected`."""
+
+    events: pl.DataFrame
+    rejected: pl.DataFrame
+
+
+def clean(table: RawTable, roles: Mapping[str, str], unit: TimeUnit, first_order: int) -> CleanRows:
+    """Types the columns that `roles` names; `first_order` rows of earlier sources come before this one.
+
+    Without a timestamp role the row's place in source order, counted from 1 over all sources, is its timestamp.
+    """
+    rows = _typed(table, roles, unit, first_order)
+    good = rows[REASON].is_null()
+    events = rows.filter(good).select(*ROLES, *BOOKKEEPING)
+    bad = table.frame.filter(~good)
+    rejected = _rejected(rows.filter(~good), _content(bad.select(table.columns)))
+    return CleanRows(events=events, rejected=rejected)
+
+
+def order_events(events: pl.DataFrame) -> pl.DataFrame:
+    """By (user_id, timestamp, source order); stable, and users in the order of their ids' UTF-8 bytes."""
+    users = pl.Enum(events["user_id"].unique().sort())
+    rank = pl.col("user_id").cast(users).to_physical()
+    return events.sort(rank, "timestamp", ORDER, maintain_order=True)
+
+
+def without_duplicates(events: pl.DataFrame) -> CleanRows:
+    """Of ordered events that agree in every column of `Events`, the first in source order stays."""
+    tied = tied_with_previous(events)
+    candidates = events.filter(tied | tied.shift(-1, fill_value=False))
+    repeated = candidates.filter(~pl.struct(ROLES).is_first_distinct())
+    kept = events.filter(~pl.col(ORDER).is_in(repeated[ORDER].implode()))
+    rejected = _rejected(
+        repeated.with_columns(pl.lit(DUPLICATE).alias(REASON)).sort(ORDER), _content(repeated.sort(ORDER).select(ROLES))
+    )
+    return CleanRows(events=kept, rejected=rejected)
+
+
+def tied_with_previous(events: pl.DataFrame) -> pl.Series:
+    """Which ordered events have the user and the timestamp of the event before them."""
+    same = (pl.col("user_id") == pl.col("user_id").shift()) & (pl.col("timestamp") == pl.col("timestamp").shift())
+    return events.select(same.fill_null(value=False)).to_series()
+
+
+def validated(rows: CleanRows) -> CleanRows:
+    """Exactly the columns of `Events` and of `Rejected`, checked."""
+    return CleanRows(events=Events.validate(rows.events.select(ROLES)), rejected=Rejected.validate(rows.rejected))
+
+
+def log_counts(rows: CleanRows, time: TimeKind) -> dict[str, Any]:
+    """What the manifest says of ordered events; shares are of all accepted events, times are as stored.
+
+    `tied_share`: events with the timestamp of the same user's event before them, whose order is the source's.
+    `repeat_share`: events whose item the user had before.
+    """
+    events, rejected = rows.events, rows.rejected
+    return {
+        "rows": len(events) + len(rejected),
+        "accepted": len(events),
+        "rejected": dict(Counter(rejected["reason"]).most_common()),
+        "users": events["user_id"].n_unique(),
+        "items": events["item_id"].n_unique(),
+        "time": time,
+        "first_timestamp": events["timestamp"].min(),
+        "last_timestamp": events["timestamp"].max(),
+        "tied_share": round(int(tied_with_previous(events).sum()) / len(events), 6),
+        "repeat_share": round(1 - events.select("user_id", "item_id").n_unique() / len(events), 6),
+    }
+
+
+def refuse_empty(rows: CleanRows, sources: Sequence[Path]) -> None:
+    """Raises where no row became an event, with the commonest reason and one example."""
+    rejected = rows.rejected
+    if len(rows.events):
+        return
+    where = str(sources[0]) if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
+    if rejected.is_empty():
+        raise DataError(f"{where}: a header and no data rows; there is nothing to ingest.")
+    reason, count = Counter(rejected["reason"]).most_common(1)[0]
+    example = rejected.filter(pl.col("reason") == reason).row(0, named=True)
+    raise DataError(
+        f"{where}: all {len(rejected)} rows were rejected, {count} of them for: {reason} "
+        f"(row {example['row']}: {example['content'][:120]}); check --format, --map, --columns and --time-unit."
+    )
+
+
+def _typed(table: RawTable, roles: Mapping[str, str], unit: TimeUnit, first_order: int) -> pl.DataFrame:
+    order = pl.int_range(first_order + 1, first_order + len(table.frame) + 1, dtype=pl.Int64, eager=True)
+    texts = {role: _text(table, roles.get(role)) for role in ROLES if role not in {"timestamp", "value"}}
+    times, has_time = _times(table, roles.get("timestamp"), unit, order)
+    values, has_value = _values(table, roles.get("value"))
+    frame = pl.DataFrame({**texts, "timestamp": times, "value": values}).select(ROLES)
+    reason = (
+        pl
+        .when(table.frame[PROBLEM].is_not_null())
+        .then(table.frame[PROBLEM])
+        .when(pl.col("user_id").is_null())
+        .then(pl.lit(MISSING_USER))
+        .when(pl.col("item_id").is_null())
+        .then(pl.lit(MISSING_ITEM))
+        .when(~has_time)
+        .then(pl.lit(MISSING_TIME))
+        .when(pl.col("timestamp").is_null())
+        .then(pl.lit(BAD_TIME))
+        .when(has_value & ~pl.col("value").is_finite().fill_null(value=False))
+        .then(pl.lit(BAD_VALUE))
+    )
+    return frame.with_columns(
+        pl.lit(str(table.path)).alias(SOURCE), table.frame[ROW], order.alias(ORDER), reason.alias(REASON)
+    )
+
+
+def _column(table: RawTable, column: str | None) -> pl.Series:
+    """A column with every kind of nothing (blank text, NaN) as null; all null where the role is not there."""
+    if column is None:
+        return pl.repeat(None, len(table.frame), dtype=pl.String, eager=True)
+    values = table.frame[column]
+    if values.dtype.is_nested() or values.dtype == pl.Binary:
+        raise DataError(f"{table.path}: column {column!r} holds {values.dtype}, not single values; map another column.")
+    if values.dtype.is_float():
+        return values.fill_nan(None)
+    if values.dtype != pl.String:
+        return values
+    blank = values.str.strip_chars() == ""
+    return values.set(blank, None) if blank.any() else values
+
+
+def _text(table: RawTable, column: str | None) -> pl.Series:
+    """Ids exactly as written; whole floats lose their `.0`, which readers of integers with gaps put there."""
+    return as_integers(_column(table, column)).cast(pl.String)
+
+
+def _times(table: RawTable, column: str | None, unit: TimeUnit, order: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Timestamps (null: unreadable) and where one was written."""
+    if column is None:
+        return order, order.is_not_null()
+    values = _column(table, column)
+    try:
+        return to_microseconds(values, unit), values.is_not_null()
+    except DataError as error:
+        raise DataError(f"{table.path}: {error}") from None
+
+
+def _values(table: RawTable, column: str | None) -> tuple[pl.Series, pl.Series]:
+    """Values (null or not finite: not a number) and where one was written; a NaN that was written counts."""
+    values = _column(table, column)
+    written = table.frame[column].is_not_null() if column and values.dtype.is_float() else values.is_not_null()
+    stripped = values.str.strip_chars() if values.dtype == pl.String else values
+    return stripped.cast(pl.Float32, strict=False), written
+
+
+def _content(rows: pl.DataFrame) -> pl.Series:
+    """Each row as one JSON object; bytes in base64."""
+    if rows.is_empty():
+        return pl.Series("content", [], dtype=pl.String)
+    printable = rows.with_columns(pl.col(pl.Binary).bin.encode("base64"))
+    return printable.select(pl.struct(pl.all()).struct.json_encode()).to_series()
+
+
+def _rejected(rows: pl.DataFrame, content: pl.Series) -> pl.DataFrame:
+    return rows.select(source=SOURCE, row=ROW, reason=REASON).with_columns(content=content)

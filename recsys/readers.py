@@ -1,0 +1,281 @@
+"""Source files of every supported format -> `RawTable`: all rows, all columns, as they were written.
+
+Text formats come out as text columns, so a column of mixed types cannot break reading; Parquet keeps its types.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import polars as pl
+
+from recsys.errors import ConfigError, DataError
+from recsys.roles import looks_like_log
+from recsys.sequence_files import json_texts, read_sequences
+from recsys.source_files import (
+    BAD_FIELD_COUNT,
+    PROBLEM,
+    ROW,
+    RawTable,
+    ReadOptions,
+    first_line,
+    plain_suffix,
+    read_bytes,
+    read_text,
+    text_lines,
+    with_rows,
+)
+
+SourceFormat = Literal["auto", "recbole", "csv", "jsonl", "parquet", "movielens", "sequences", "npy"]
+
+FORMAT_OF_SUFFIX: Mapping[str, SourceFormat] = {
+    ".inter": "recbole",
+    ".item": "recbole",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".npy": "npy",
+}
+MOVIELENS_DELIMITER = "::"
+DELIMITERS = ("\t", ",", ";", "|", MOVIELENS_DELIMITER)
+MOVIELENS_COLUMNS = {
+    3: ("item_id", "title", "genres"),
+    4: ("user_id", "item_id", "value", "timestamp"),
+}
+END_OF_ROW = "\x1e"
+UNIT_SEPARATOR = "\x1f"
+BAD_JSON = "not a JSON object"
+LINES_SEARCHED_FOR_KEYS = 10_000
+
+
+def read_table(path: Path, source_format: SourceFormat, options: ReadOptions) -> RawTable:
+    """All rows of one source file."""
+    if source_format == "auto":
+        source_format = detect_format(path)
+    return READERS[source_format](path, options)
+
+
+def detect_format(path: Path) -> SourceFormat:
+    """By suffix; for other names by the first line: JSON, `::`, delimiters, or blanks (sequences)."""
+    if known := FORMAT_OF_SUFFIX.get(plain_suffix(path)):
+        return known
+    line = first_line(path).strip()
+    if line[:1] in {"{", "["}:
+        return "jsonl" if line.startswith("{") else "sequences"
+    if MOVIELENS_DELIMITER in line:
+        return "movielens"
+    if any(delimiter in line for delimiter in DELIMITERS) or looks_like_log(line.split()):
+        return "csv"
+    if " " in line:
+        return "sequences"
+    raise DataError(
+        f"{path}: cannot tell its format from the first line {line[:60]!r}; "
+        f"name it with --format ({', '.join(get_args(SourceFormat)[1:])})."
+    )
+
+
+def read_csv(path: Path, options: ReadOptions) -> RawTable:
+    """Delimited text with a header, or without one when `options.columns` names the fields.
+
+    Quotes are honoured except where tabs delimit: tab-separated logs hold bare quotes.
+    """
+    text = read_text(path, options.encoding)
+    header, _, body = text.lstrip(b"\n").partition(b"\n")
+    delimiter = options.delimiter or sniff_delimiter(header.decode())
+    fields = _header_fields(header.decode(), delimiter)
+    if options.columns:
+        _check_width(path, options.columns, fields, delimiter)
+        names, body = list(options.columns), text
+    else:
+        names = _header_names(path, fields)
+    return _delimited_table(path, body, names, delimiter, quoted=delimiter != "\t", layout="csv")
+
+
+def sniff_delimiter(line: str) -> str:
+    """The delimiter that splits `line` into most fields; a blank only where no other occurs."""
+    best = max(DELIMITERS, key=line.count)
+    if line.count(best):
+        return best
+    return " " if " " in line.strip() else ","
+
+
+def read_movielens(path: Path, options: ReadOptions) -> RawTable:
+    """`::` files without header: ratings (4 fields) or movies (3); UTF-8, else latin-1 as in the older releases."""
+    text = read_text(path, options.encoding, fallback="latin-1" if options.encoding == "utf-8" else None)
+    delimiter = options.delimiter or MOVIELENS_DELIMITER
+    fields = text.lstrip(b"\n").partition(b"\n")[0].decode().split(delimiter)
+    names = options.columns or MOVIELENS_COLUMNS.get(len(fields))
+    if names is None:
+        raise ConfigError(
+            f"{path}: the first line has {len(fields)} fields between {delimiter!r}; ratings have 4. "
+            "Name the fields with --columns."
+        )
+    _check_width(path, names, fields, delimiter)
+    return _delimited_table(path, text, list(names), delimiter, quoted=False, layout="movielens")
+
+
+def read_recbole(path: Path, options: ReadOptions) -> RawTable:
+    """RecBole atomic file: tab separated under `name:type`; `*_seq` columns come out as lists."""
+    header, _, body = read_text(path, options.encoding).lstrip(b"\n").partition(b"\n")
+    fields = [field.rpartition(":") for field in header.decode().split("\t")]
+    if not all(name and kind in {"token", "token_seq", "float", "float_seq"} for name, _, kind in fields):
+        raise DataError(
+            f"{path}: not a RecBole atomic file: its first line is {header.decode()[:60]!r}, "
+            "expected tab separated name:type fields; for plain tables use --format csv."
+        )
+    names = _header_names(path, [name for name, _, _ in fields])
+    if "item_id_list" in names:
+        raise DataError(
+            f"{path}: holds windows cut beforehand (item_id_list), not a log; ingest the log they were cut from, "
+            "or write each user's items on one line and use --format sequences."
+        )
+    table = _delimited_table(path, body, names, "\t", quoted=False, layout="recbole")
+    lists = [name for name, _, kind in fields if kind.endswith("_seq")]
+    split = pl.col(lists).str.split(" ").list.filter(pl.element() != "")
+    return RawTable(path=path, layout="recbole", frame=table.frame.with_columns(split))
+
+
+def read_jsonl(path: Path, options: ReadOptions) -> RawTable:
+    """One JSON object a line; columns are the keys of the first 10,000 lines, nested values stay JSON text."""
+    lines = text_lines(read_text(path, options.encoding))
+    good = json_texts(lines).str.starts_with("{").fill_null(value=False)
+    if not good.any():
+        raise DataError(f"{path}: no line is a JSON object (first: {lines[0][:60]!r}); check --format.")
+    objects = _joined(lines.filter(good))
+    searched = _joined(lines.filter(good).head(LINES_SEARCHED_FOR_KEYS))
+    try:
+        keys = pl.read_ndjson(searched, infer_schema_length=None).columns
+        values = pl.read_ndjson(objects, schema=dict.fromkeys(keys, pl.String))
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{path}: cannot be read as JSON lines ({_first(error)}); check --format.") from None
+    parts = [values.with_columns(pl.Series(ROW, good.arg_true() + 1), pl.lit(None, pl.String).alias(PROBLEM))]
+    if not good.all():
+        bad = pl.DataFrame({"line": lines.filter(~good), ROW: (~good).arg_true() + 1})
+        parts.append(bad.with_columns(pl.lit(BAD_JSON).alias(PROBLEM)))
+    frame = pl.concat(parts, how="diagonal").sort(ROW).with_columns(pl.col(ROW).cast(pl.Int64))
+    return RawTable(path=path, layout="jsonl", frame=frame)
+
+
+def read_parquet(path: Path, options: ReadOptions) -> RawTable:  # noqa: ARG001 - one signature for all readers
+    """A Parquet file with its own types."""
+    try:
+        frame = pl.read_parquet(io.BytesIO(read_bytes(path)))
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{path}: damaged, or not a Parquet file ({_first(error)}); write it again.") from None
+    return RawTable(path=path, layout="parquet", frame=with_rows(frame))
+
+
+def read_npy(path: Path, options: ReadOptions) -> RawTable:
+    """A numeric matrix [rows, columns] without pickle; unnamed columns are `column_1`, `column_2`, ..."""
+    try:
+        matrix = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: not a plain numeric .npy matrix ({_first(error)}); "
+            "pickled arrays are never loaded, since they can run code: save it as numbers or Parquet."
+        ) from None
+    if matrix.ndim != 2 or matrix.dtype.kind not in "iuf":
+        raise DataError(f"{path}: an array of {matrix.dtype}{list(matrix.shape)}; a numeric matrix is needed.")
+    if options.columns and len(options.columns) != matrix.shape[1]:
+        raise ConfigError(f"--columns names {len(options.columns)} columns, but {path} has {matrix.shape[1]}.")
+    names = options.columns or tuple(f"column_{place}" for place in range(1, matrix.shape[1] + 1))
+    return RawTable(path=path, layout="npy", frame=with_rows(pl.DataFrame(matrix, schema=list(names))))
+
+
+READERS: Mapping[str, Callable[[Path, ReadOptions], RawTable]] = {
+    "recbole": read_recbole,
+    "csv": read_csv,
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "movielens": read_movielens,
+    "sequences": read_sequences,
+    "npy": read_npy,
+}
+
+
+def _delimited_table(
+    path: Path, body: bytes, names: list[str], delimiter: str, *, quoted: bool, layout: str
+) -> RawTable:
+    """Text rows under `names`; a row of another width is kept with its problem and its surplus fields."""
+    quoted = quoted and b'"' in body
+    width = len(names) + 1
+    while True:
+        frame = _split_rows(path, body, [*names, *_surplus(names, width)], delimiter, quoted=quoted)
+        if frame[frame.columns[-1]].is_in(["", END_OF_ROW]).all():
+            break
+        width *= 2
+    end = frame.columns[len(names)]
+    rows = with_rows(frame, pl.when(pl.col(end) != END_OF_ROW).then(pl.lit(BAD_FIELD_COUNT)))
+    if (frame[end] == END_OF_ROW).all():
+        rows = rows.drop(_surplus(names, width))
+    else:
+        texts = pl.col(frame.columns)
+        rows = rows.with_columns(pl.when((texts != END_OF_ROW) & (texts != "")).then(texts))
+    described = f"{layout}, delimiter {delimiter!r}"
+    return RawTable(path=path, layout=described, frame=rows)
+
+
+def _surplus(names: list[str], width: int) -> list[str]:
+    return [f"field_{place}" for place in range(len(names) + 1, width + 1)]
+
+
+def _split_rows(path: Path, body: bytes, columns: list[str], delimiter: str, *, quoted: bool) -> pl.DataFrame:
+    """Every row gets `END_OF_ROW` as one more field: where it comes to stand tells how many fields the row has."""
+    rows = body.rstrip(b"\n")
+    if len(delimiter.encode()) > 1:
+        rows, delimiter = rows.replace(delimiter.encode(), UNIT_SEPARATOR.encode()), UNIT_SEPARATOR
+    mark = delimiter + END_OF_ROW
+    marked = rows.replace(b"\n", f"{mark}\n".encode()) + mark.encode() if rows else b""
+    try:
+        frame = pl.read_csv(
+            marked,
+            has_header=False,
+            schema=dict.fromkeys(columns, pl.String),
+            separator=delimiter,
+            quote_char='"' if quoted else None,
+            empty_string_is_null=False,
+            missing_columns="insert",
+            extra_columns="ignore",
+            raise_if_empty=False,
+        )
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"{path}: cannot be split into fields between {delimiter!r} ({_first(error)}); "
+            "look for a quote that is never closed, or name the delimiter with --delimiter."
+        ) from None
+    if quoted:  # the mark also went into line breaks inside quoted fields
+        return frame.with_columns(pl.all().str.replace_all(f"{mark}\n", "\n", literal=True))
+    return frame
+
+
+def _header_fields(header: str, delimiter: str) -> list[str]:
+    if len(delimiter) > 1:
+        return header.split(delimiter)
+    return next(csv.reader([header], delimiter=delimiter), [])
+
+
+def _header_names(path: Path, fields: list[str]) -> list[str]:
+    names = [field.strip() or f"column_{place}" for place, field in enumerate(fields, start=1)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{path}: its header names {twice!r} twice; rename one of them.")
+    return names
+
+
+def _check_width(path: Path, columns: tuple[str, ...], fields: list[str], delimiter: str) -> None:
+    if len(columns) != len(fields):
+        raise ConfigError(
+            f"--columns names {len(columns)} columns, but the first line of {path} has {len(fields)} fields "
+            f"between {delimiter!r}; name every field, or set --delimiter."
+        )
+
+
+def _joined(lines: pl.Series) -> bytes:
+    return "\n".join(lines).encode()
+
+
+def _first(error: Exception) -> str:
+    return re.split(r"\n|;", str(error), maxsplit=1)[0][:120]

@@ -1,0 +1,182 @@
+"""The routes for programs: they translate and nothing else.
+
+Plain `def`, so that encoding, search and SQLite run in the thread pool. One trip there a request: dependencies are
+`async`, and answers become JSON before they return, or FastAPI would send each of these to a thread of its own.
+"""
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from recsys import __version__
+from serving import messages
+from serving.metrics import Metrics
+from serving.problems import PROBLEM_RESPONSE
+from serving.recommender import Answer
+from serving.recommender import Query as RecommendQuery
+from serving.service import Service
+from serving.settings import Settings
+from serving.state import Event
+
+
+async def loaded(request: Request) -> Service:
+    """What `lifespan` opened."""
+    return request.app.state.service
+
+
+async def counted(request: Request) -> Metrics:
+    """The app's metrics."""
+    return request.app.state.metrics
+
+
+async def configured(request: Request) -> Settings:
+    """The app's settings."""
+    return request.app.state.settings
+
+
+async def identified(request: Request) -> str:
+    """The request's id."""
+    return request.state.request_id
+
+
+Loaded = Annotated[Service, Depends(loaded)]
+Counted = Annotated[Metrics, Depends(counted)]
+Configured = Annotated[Settings, Depends(configured)]
+RequestId = Annotated[str, Depends(identified)]
+
+router = APIRouter(responses=dict.fromkeys((404, 413, 422, 503), PROBLEM_RESPONSE))
+
+
+@router.post("/v1/recommend", response_model=messages.Recommendations)
+def recommend(
+    query: messages.RecommendRequest, service: Loaded, metrics: Counted, settings: Configured, request_id: RequestId
+) -> Response:
+    """The next items for a history, a user, or both."""
+    history = query.history or []
+    _limit("history", len(history), settings.max_history)
+    _limit("exclude", len(query.exclude), settings.max_history)
+    answer = service.recommender.recommend(
+        RecommendQuery(
+            history=history,
+            user_id=query.user_id,
+            k=query.k,
+            exclude_seen=query.exclude_seen,
+            exclude=query.exclude,
+        )
+    )
+    metrics.answer(answer)
+    return _json(_recommendations(service, answer, request_id))
+
+
+@router.post("/v1/events", status_code=202, response_model=messages.EventsStored)
+def store_events(
+    events: messages.EventMessages, service: Loaded, metrics: Counted, settings: Configured, request_id: RequestId
+) -> Response:
+    """Appends one event or a list of them to the users' histories: all or none."""
+    _limit("events", len(events), settings.max_events)
+    now = time.time_ns() // 1_000
+    stored = service.state.append([
+        Event(
+            user_id=event.user_id,
+            item_id=event.item_id,
+            timestamp=now if event.timestamp is None else event.timestamp,
+            event_id=event.event_id,
+        )
+        for event in events
+    ])
+    _, unknown = service.recommender.known(dict.fromkeys(event.item_id for event in events))
+    metrics.events({"stored": stored, "duplicate": len(events) - stored}, len(unknown))
+    answer = messages.EventsStored(
+        request_id=request_id, stored=stored, duplicates=len(events) - stored, unknown_items=unknown
+    )
+    return _json(answer, status=202)
+
+
+@router.get("/v1/similar/{item_id:path}", response_model=messages.SimilarItems)
+def similar(item_id: str, service: Loaded, request_id: RequestId, k: Annotated[messages.K, Query()] = 10) -> Response:
+    """The items whose vectors point the most in the item's direction (cosine), without itself."""
+    rows, cosines = service.recommender.similar(_row(service, item_id), k)
+    answer = messages.SimilarItems(
+        request_id=request_id,
+        model_version=service.bundle.version,
+        item_id=item_id,
+        items=service.ranking(rows, cosines),
+    )
+    return _json(answer)
+
+
+@router.get("/v1/items/{item_id:path}")
+def item(item_id: str, service: Loaded) -> messages.ItemDetails:
+    """All that the bundle knows of an item."""
+    return service.details(_row(service, item_id))
+
+
+@router.get("/health/live")
+async def live() -> messages.Health:
+    """The process answers."""
+    return messages.Health()
+
+
+@router.get("/health/ready")
+def ready(service: Loaded) -> messages.Health:
+    """Bundle loaded, and the user state answers."""
+    service.state.history("")
+    return messages.Health()
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(metrics: Counted) -> Response:
+    """Counts and latencies for Prometheus."""
+    return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/version")
+async def version(service: Loaded) -> messages.Version:
+    """What runs here."""
+    bundle = service.bundle
+    return messages.Version(
+        recsys=__version__,
+        bundle=bundle.version,
+        model=bundle.card.name,
+        items=bundle.catalog.num_items,
+        max_len=bundle.card.max_len,
+        seen=bundle.card.seen,
+        no_history=bundle.card.no_history,
+        exported=bundle.manifest.get("created"),
+        metrics=bundle.metrics,
+    )
+
+
+def _recommendations(service: Service, answer: Answer, request_id: str) -> messages.Recommendations:
+    return messages.Recommendations(
+        request_id=request_id,
+        model_version=service.bundle.version,
+        items=service.ranking(answer.rows, answer.scores),
+        source=answer.source,
+        no_history=service.bundle.card.no_history if answer.source == "no_history" else None,
+        unknown_items=answer.unknown_items,
+        history_length=answer.history_length,
+        history_used=answer.history_used,
+        milliseconds=messages.Milliseconds(**{
+            stage: round(seconds * 1_000, 3) for stage, seconds in answer.seconds.items()
+        }),
+    )
+
+
+def _json(answer: BaseModel, status: int = 200) -> Response:
+    return Response(answer.model_dump_json(), status_code=status, media_type="application/json")
+
+
+def _limit(name: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise HTTPException(413, f"{name}: {count:,} entries, and at most {limit:,} are read; send the newest")
+
+
+def _row(service: Service, item_id: str) -> int:
+    row = service.row(item_id)
+    if row is None:
+        raise HTTPException(404, f"item {item_id!r} is not in the catalogue of bundle {service.bundle.version}")
+    return row

@@ -1,0 +1,57 @@
+"""What an answer may show of an item: title, categories, and the source's other fields."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recsys.index import FloatArray, RowArray
+
+TITLE, CATEGORIES = "title", "categories"
+
+
+class ItemTable:
+    """A bundle's items by item row; `popularity` [V] decides which matches of a search come first."""
+
+    def __init__(self, items: pl.DataFrame, popularity: FloatArray) -> None:
+        self._items = items
+        self.item_ids: list[str] = items["item_id"].to_list()
+        self._popularity = popularity
+        self.titles: list[str | None] = _column(items, TITLE, pl.String)
+        self.categories: list[list[str]] = [
+            [name for name in names or [] if name] for names in _column(items, CATEGORIES, pl.List(pl.String))
+        ]
+
+    def item_id(self, row: int) -> str:
+        """The raw id."""
+        return self.item_ids[row - 1]
+
+    def title(self, row: int) -> str | None:
+        """The title, where the source gave one."""
+        return self.titles[row - 1]
+
+    def fields(self, row: int) -> dict[str, Any]:
+        """Everything else that the source said of the item."""
+        shown = {"item_id", TITLE, CATEGORIES}
+        return {name: value for name, value in self._items.row(row - 1, named=True).items() if name not in shown}
+
+    def find(self, text: str, limit: int) -> RowArray:
+        """Rows whose title (or id, where there is none) contains `text` in any case, most popular first."""
+        rows = self._searchable.str.contains(text.lower(), literal=True).arg_true().to_numpy().astype(np.int64) + 1
+        return rows[np.argsort(-self._popularity[rows], kind="stable")][:limit]
+
+    @cached_property
+    def _searchable(self) -> pl.Series:
+        titles = pl.Series(self.titles, dtype=pl.String)
+        return titles.zip_with(titles.is_not_null(), self._items["item_id"]).str.to_lowercase()
+
+
+def _column(items: pl.DataFrame, name: str, dtype: pl.DataType | type[pl.DataType]) -> list[Any]:
+    """Values of a column as `dtype` (text becomes a list of one), or nulls where the source has none."""
+    if name not in items.columns:
+        return [None] * len(items)
+    column = items[name]
+    if isinstance(dtype, pl.List) and not isinstance(column.dtype, pl.List):
+        column = column.cast(pl.String).reshape((len(items), 1)).arr.to_list()
+    return column.cast(dtype).to_list()

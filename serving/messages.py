@@ -1,0 +1,166 @@
+"""What clients send and get: pydantic at the border, unknown keys refused."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from serving.recommender import Source
+
+MAX_K = 200
+EARLIEST, LATEST = 10**14, 253_402_300_799_999_999
+
+ItemId = Annotated[str, Field(min_length=1, max_length=512)]
+UserId = Annotated[str, Field(min_length=1, max_length=512)]
+K = Annotated[int, Field(ge=1, le=MAX_K)]
+
+
+class Request(BaseModel):
+    """Base of what clients send: no unknown keys, no guessed types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RecommendRequest(Request):
+    """Give `history` (oldest first), `user_id`, or both: stored events first, then those of `history`."""
+
+    history: list[ItemId] | None = None
+    user_id: UserId | None = None
+    k: K = 10
+    exclude_seen: bool | None = Field(default=None, description="null: the rule the bundle was evaluated with")
+    exclude: list[ItemId] = []
+
+    @model_validator(mode="after")
+    def _names_somebody(self) -> Self:
+        if self.history is None and self.user_id is None:
+            raise ValueError('give history (it may be empty: {"history": []}), user_id, or both')
+        return self
+
+
+def _in_microseconds(timestamp: int) -> int:
+    """Refuses what must be seconds, milliseconds or nanoseconds."""
+    if not EARLIEST <= timestamp <= LATEST:
+        raise ValueError("lies outside the years 1973 to 9999; give microseconds since 1970-01-01 UTC")
+    return timestamp
+
+
+class EventMessage(Request):
+    """One interaction; without `timestamp` it counts as happening now."""
+
+    user_id: UserId
+    item_id: ItemId
+    timestamp: Annotated[int, AfterValidator(_in_microseconds)] | None = Field(
+        default=None, description="microseconds since 1970-01-01 UTC"
+    )
+    event_id: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
+        default=None, description="an event of the same user sent again under this id is stored once"
+    )
+
+
+def _as_list(body: object) -> object:
+    return [body] if isinstance(body, dict) else body
+
+
+EventMessages = Annotated[
+    list[EventMessage],
+    Field(min_length=1),
+    BeforeValidator(_as_list, json_schema_input_type=EventMessage | list[EventMessage]),
+]
+
+
+class Item(BaseModel):
+    """What is shown of an item."""
+
+    item_id: str
+    title: str | None
+    categories: list[str]
+
+
+class ScoredItem(Item):
+    """One line of a ranking; scores compare within one answer only."""
+
+    score: float
+
+
+class ItemDetails(Item):
+    """All that the bundle knows of an item; a retired one is never recommended."""
+
+    retired: bool
+    fields: dict[str, Any]
+
+
+class Milliseconds(BaseModel):
+    """Time in each stage; 0 where one was not needed."""
+
+    state: float
+    encode: float
+    search: float
+
+
+class Recommendations(BaseModel):
+    """The answer of `/v1/recommend`, best item first."""
+
+    request_id: str
+    model_version: str
+    items: list[ScoredItem]
+    source: Source
+    no_history: str | None = Field(description="what ranked the items where source is no_history, else null")
+    unknown_items: list[str] = Field(description="ids of history and exclude that were ignored")
+    history_length: int = Field(description="known events of the whole history")
+    history_used: int = Field(description="the newest of them, which the model read")
+    milliseconds: Milliseconds
+
+
+class EventsStored(BaseModel):
+    """The answer of `/v1/events`."""
+
+    request_id: str
+    stored: int
+    duplicates: int = Field(description="events whose event_id was stored before")
+    unknown_items: list[str] = Field(description="stored, but not in this bundle's catalogue")
+
+
+class SimilarItems(BaseModel):
+    """The answer of `/v1/similar/{item_id}`: scores are cosines of item vectors."""
+
+    request_id: str
+    model_version: str
+    item_id: str
+    items: list[ScoredItem]
+
+
+class Health(BaseModel):
+    """`ok`; anything else comes as a problem."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Version(BaseModel):
+    """What runs here."""
+
+    recsys: str
+    bundle: str
+    model: str
+    items: int
+    max_len: int
+    seen: str
+    no_history: str
+    exported: str | None
+    metrics: dict[str, Any]
+
+
+class Complaint(BaseModel):
+    """One field of a request that cannot be used."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457, with the request's id and, for 422, each field that cannot be used."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[Complaint] | None = None

@@ -1,0 +1,60 @@
+"""What the service counts, in Prometheus's text format; one registry an app."""
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from recsys.bundle import Bundle
+from serving.recommender import Answer
+
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Metrics:
+    """Counters and histograms of one app."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "recsys_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
+        )
+        self._latency = Histogram(
+            "recsys_request_seconds", "Whole requests.", ["route"], registry=self.registry, buckets=SECONDS
+        )
+        self._stages = Histogram(
+            "recsys_stage_seconds", "Stages of a recommendation.", ["stage"], registry=self.registry, buckets=SECONDS
+        )
+        self._fallbacks = Counter("recsys_no_history", "Answers without a known history.", registry=self.registry)
+        self._unknown = Counter(
+            "recsys_unknown_items", "Ids that the catalogue does not know.", ["route"], registry=self.registry
+        )
+        self._events = Counter("recsys_events", "Events by outcome.", ["outcome"], registry=self.registry)
+        self._bundle = Gauge("recsys_bundle", "1 for the bundle served.", ["version", "model"], registry=self.registry)
+
+    def serving(self, bundle: Bundle) -> None:
+        """Names the bundle."""
+        self._bundle.labels(bundle.version, bundle.card.name).set(1)
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """One finished request."""
+        self._requests.labels(route, str(status)).inc()
+        self._latency.labels(route).observe(seconds)
+
+    def answer(self, answer: Answer) -> None:
+        """One recommendation, from the API or the page."""
+        for stage, seconds in answer.seconds.items():
+            if seconds:
+                self._stages.labels(stage).observe(seconds)
+        if answer.source == "no_history":
+            self._fallbacks.inc()
+        self._unknown.labels("recommend").inc(len(answer.unknown_items))
+
+    def events(self, outcomes: Mapping[str, int], unknown: int) -> None:
+        """One accepted list of events."""
+        for outcome, count in outcomes.items():
+            self._events.labels(outcome).inc(count)
+        self._unknown.labels("events").inc(unknown)
+
+    def text(self) -> bytes:
+        """All of it."""
+        return generate_latest(self.registry)

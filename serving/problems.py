@@ -1,0 +1,77 @@
+"""Every error leaves as `application/problem+json` (RFC 9457), without tracebacks."""
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from serving.messages import Complaint, Problem
+from serving.observed import REQUEST_ID
+from serving.state import StateError
+
+PROBLEM_RESPONSE: dict[str, Any] = {
+    "description": "A problem (RFC 9457): title, status, detail, request_id; for 422 also errors",
+    "content": {"application/problem+json": {"schema": {"type": "object"}}},
+}
+SHORT, NAMED = 80, 10
+LOG = logging.getLogger("uvicorn.error")
+
+
+def install(app: FastAPI) -> None:
+    """Registers the handlers."""
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(StateError, _unavailable)
+    app.add_exception_handler(Exception, _bug)
+
+
+def problem(request: Request, status: int, detail: str, errors: list[Complaint] | None = None) -> Response:
+    """The answer for one error."""
+    request_id = request.state.request_id
+    content = Problem(
+        title=HTTPStatus(status).phrase, status=status, detail=detail, request_id=request_id, errors=errors
+    )
+    return Response(
+        content.model_dump_json(exclude_none=True),
+        status_code=status,
+        media_type="application/problem+json",
+        headers={REQUEST_ID: request_id},
+    )
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = problem(request, error.status_code, error.detail)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    complaints = [_complaint(entry) for entry in error.errors()[:NAMED]]
+    return problem(request, 422, "; ".join(f"{entry.field}: {entry.message}" for entry in complaints), complaints)
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    LOG.error("request %s: %s", request.state.request_id, error)
+    return problem(request, 503, "user state does not answer; try again, or send the history in place of a user_id")
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    LOG.error("request %s: failed with %s; the traceback follows", request.state.request_id, type(error).__name__)
+    return problem(request, 500, "the service failed; its log says why under this request's id")
+
+
+def _complaint(entry: dict[str, Any]) -> Complaint:
+    if entry["type"] == "json_invalid":
+        return Complaint(field="body", message=f"is not JSON: {entry['ctx']['error']} at byte {entry['loc'][-1]}")
+    source, *path = entry["loc"]
+    message = entry["msg"].removeprefix("Value error, ") + _received(entry.get("input"))
+    return Complaint(field=".".join(str(part) for part in path) or source, message=message)
+
+
+def _received(value: object) -> str:
+    return f" (received {value!r})" if isinstance(value, str | int | float) and len(repr(value)) <= SHORT else ""

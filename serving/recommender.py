@@ -1,0 +1,162 @@
+"""History to ranked items: bundle, encoder and state become one answer. Numpy only."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from recsys.bundle import Bundle
+from recsys.catalog import PADDING
+from recsys.errors import BundleError
+from recsys.index import FloatArray, ItemIndex, RowArray
+from serving.encoder import Encoder
+from serving.state import UserState
+
+Source = Literal["model", "no_history"]
+Stage = Literal["state", "encode", "search"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """Whose next items are asked for: the stored events of `user_id`, then `history`, oldest first."""
+
+    history: Sequence[str] = ()
+    user_id: str | None = None
+    k: int = 10
+    exclude_seen: bool | None = None
+    exclude: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Best first; `history` is all that was read, `history_length` the known events in it."""
+
+    rows: RowArray
+    scores: FloatArray
+    source: Source
+    history: Sequence[str]
+    history_length: int
+    history_used: int
+    unknown_items: list[str]
+    seconds: dict[Stage, float]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Seconds spent in each stage; 0 where one was not needed."""
+
+    seconds: dict[Stage, float] = field(default_factory=lambda: {"state": 0.0, "encode": 0.0, "search": 0.0})
+
+    @contextmanager
+    def measured(self, stage: Stage) -> Iterator[None]:
+        """Adds the time inside the block to `stage`."""
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - started
+
+
+class Recommender:
+    """Answers queries from one bundle; safe to share between threads."""
+
+    def __init__(self, bundle: Bundle, encoder: Encoder, state: UserState) -> None:
+        _check_fit(bundle, encoder)
+        self._bundle = bundle
+        self._encoder = encoder
+        self._state = state
+        self._item_rows = bundle.catalog.rows
+        self._popular = _ranked(bundle.no_history)
+        self._cosine = _cosine_index(bundle.index)
+
+    def recommend(self, query: Query) -> Answer:
+        """The `k` best allowed items (fewer where fewer are left); never a retired one."""
+        stages = Stages()
+        history = self._whole_history(query, stages)
+        rows, unknown = self.known(history)
+        barred, unknown_barred = self.known(query.exclude)
+        excluded = np.concatenate([self._bundle.catalog.retired_rows, barred, rows if self._hides_seen(query) else []])
+        window = rows[-self._bundle.card.max_len :]
+        found, scores = self._ranking(window, query.k, excluded.astype(np.int64), stages)
+        return Answer(
+            rows=found,
+            scores=scores,
+            source="model" if len(window) else "no_history",
+            history=history,
+            history_length=len(rows),
+            history_used=len(window),
+            unknown_items=list(dict.fromkeys(unknown + unknown_barred)),
+            seconds=stages.seconds,
+        )
+
+    def similar(self, row: int, k: int) -> tuple[RowArray, FloatArray]:
+        """The `k` items of largest cosine with item `row`, and the cosines; neither itself nor retired ones."""
+        excluded = np.append(self._bundle.catalog.retired_rows, row)
+        rows, scores = self._cosine.search(self._cosine.vectors(np.array([row])), k, excluded)
+        return rows[0], scores[0]
+
+    def popular(self, k: int, excluded: RowArray | None = None) -> RowArray:
+        """The `k` best items for a user without history, not in `excluded` and not retired."""
+        barred = self._bundle.catalog.retired_rows if excluded is None else excluded
+        candidates = self._popular[: k + len(barred)]
+        return candidates[~np.isin(candidates, barred)][:k]
+
+    def known(self, item_ids: Iterable[str]) -> tuple[RowArray, list[str]]:
+        """Rows of the ids that the catalogue knows, in order, and the ids that it does not."""
+        asked = [(item_id, self._item_rows.get(item_id)) for item_id in item_ids]
+        rows = [row for _, row in asked if row is not None]
+        return np.array(rows, dtype=np.int64), [item_id for item_id, row in asked if row is None]
+
+    def _whole_history(self, query: Query, stages: Stages) -> Sequence[str]:
+        if query.user_id is None:
+            return query.history
+        with stages.measured("state"):
+            return [*self._state.history(query.user_id), *query.history]
+
+    def _hides_seen(self, query: Query) -> bool:
+        return self._bundle.card.seen == "exclude" if query.exclude_seen is None else query.exclude_seen
+
+    def _ranking(self, window: RowArray, k: int, excluded: RowArray, stages: Stages) -> tuple[RowArray, FloatArray]:
+        if not len(window):
+            with stages.measured("search"):
+                rows = self.popular(k, excluded)
+                return rows, self._bundle.no_history[rows]
+        with stages.measured("encode"):
+            vector = self._encoder.encode_one(window)
+        with stages.measured("search"):
+            found, scores = self._bundle.index.search(vector, k, excluded)
+        return found[0], scores[0]
+
+
+def _ranked(scores: FloatArray) -> RowArray:
+    """Item rows by falling score; equal scores in row order."""
+    order = np.argsort(-scores, kind="stable")
+    return order[order != PADDING]
+
+
+def _cosine_index(index: ItemIndex) -> ItemIndex:
+    """The same items, scaled to length 1."""
+    vectors = index.vectors(np.arange(1, index.num_items + 1))
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return ItemIndex.build(np.concatenate([np.zeros_like(unit[:1]), unit]))
+
+
+def _check_fit(bundle: Bundle, encoder: Encoder) -> None:
+    """A `BundleError` where the parts of a bundle, each unaltered, do not belong together."""
+    vector = encoder.encode_one(np.array([1]))
+    num_items = bundle.catalog.num_items
+    complaints = {
+        f"index.faiss holds {bundle.index.num_items} items": bundle.index.num_items != num_items,
+        f"items.parquet has {len(bundle.items)} rows": len(bundle.items) != num_items,
+        "items.parquet is not in catalogue order": not bundle.items["item_id"].equals(bundle.catalog.item_ids),
+        f"no_history.npy has shape {bundle.no_history.shape}": bundle.no_history.shape != (num_items + 1,),
+        f"encoder.onnx gives vectors of shape {vector.shape}": vector.shape != (1, bundle.index.width),
+        "encoder.onnx gives vectors that are not finite": not np.isfinite(vector).all(),
+    }
+    if found := [complaint for complaint, holds in complaints.items() if holds]:
+        raise BundleError(
+            f"{bundle.folder}: {', '.join(found)}, with {num_items} items of width {bundle.index.width} expected; "
+            "export the run again."
+        )

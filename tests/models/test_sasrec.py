@@ -1,0 +1,136 @@
+"""SASRec: the causal contract, and what papers and public code say of this model."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from contract import MAX_LEN, NUM_ITEMS, CausalRetrieverContract, random_batch, scrambled
+from tiny import histories_of, random_histories, windows_of
+from torch.testing import assert_close
+
+from models.sasrec import SASRec, SASRecConfig
+from recsys.errors import ConfigError
+
+SMALL = {
+    "num_items": NUM_ITEMS,
+    "max_len": MAX_LEN,
+    "embedding_dim": 12,
+    "num_blocks": 2,
+    "num_heads": 3,
+    "ffn_dim": 20,
+    "dropout": 0.0,
+}
+
+
+def make(**settings: Any) -> SASRec:
+    """A small model."""
+    return SASRec(SASRecConfig(**SMALL | {"num_heads": 2 if "embedding_dim" in settings else 3} | settings))
+
+
+class TestSASRec(CausalRetrieverContract):
+    """The contract."""
+
+    def make(self, **settings: Any) -> SASRec:
+        return make(**settings)
+
+
+def test_windows_are_one_event_longer_than_what_the_model_reads() -> None:
+    window = make().window
+    assert (window.length, window.overlap) == (MAX_LEN + 1, 1)
+
+
+def test_every_event_predicts_the_next() -> None:
+    batch = random_batch(make())
+    lengths = batch.lengths.tolist()
+    for row, length in enumerate(lengths):
+        assert (batch.history[row, 1:length] == batch.target[row, : length - 1]).all()
+    assert batch.num_targets == sum(lengths)
+
+
+@torch.no_grad()
+def test_without_blocks_it_scores_by_the_normalised_last_item() -> None:
+    model = scrambled(make(num_blocks=0))
+    histories = random_histories(4, NUM_ITEMS, MAX_LEN)
+    weights = {name: weight.double() for name, weight in model.state_dict().items()}
+    expected = []
+    for history in histories:
+        x = weights["items.weight"][history[-1]] + weights["positions.weight"][len(history) - 1]
+        deviation = (x - x.mean()) / (x.var(correction=0) + 1e-8).sqrt()
+        expected.append(deviation * weights["norm.weight"] + weights["norm.bias"])
+    scores = model.encode(histories_of(histories)) @ model.item_vectors().T
+    assert_close(scores.double(), torch.stack(expected) @ weights["items.weight"].T, rtol=1e-5, atol=1e-5)
+
+
+def test_output_table_is_the_input_table_and_learns_from_both_ends() -> None:
+    model = scrambled(make()).train()
+    assert model.item_vectors().data_ptr() == model.items.weight.data_ptr()
+    batch = random_batch(model)
+
+    def gradient(tied_in: bool, tied_out: bool) -> torch.Tensor:
+        model.zero_grad()
+        table = model.items.weight
+        x = F.embedding(batch.history, table if tied_in else table.detach())
+        x = x + model.positions.weight[: batch.history.shape[1]]
+        states = model.norm(model.blocks(x, causal=True))
+        logits = states[batch.target != 0] @ (table if tied_out else table.detach())[1:].T
+        F.cross_entropy(logits, batch.target[batch.target != 0] - 1).backward()
+        return torch.zeros_like(table) if table.grad is None else table.grad.clone()
+
+    both, from_input, from_output = gradient(True, True), gradient(True, False), gradient(False, True)
+    model.zero_grad()
+    model.loss(batch).backward()
+    assert from_input.abs().max() > 1e-3
+    assert from_output.abs().max() > 1e-3
+    assert_close(both[1:], (from_input + from_output)[1:], rtol=1e-4, atol=1e-5)
+    assert_close(model.items.weight.grad[1:], both[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_order_matters() -> None:
+    model = scrambled(make())
+    forth = model.encode(histories_of([[3, 5, 7, 11]]))
+    swapped = model.encode(histories_of([[5, 3, 7, 11]]))
+    assert (forth - swapped).abs().max() > 1e-2
+
+
+def test_number_of_parameters_is_that_of_the_papers_size() -> None:
+    """ML-1M, d=50, N=200, 2 blocks: 212,000 in pmixer's code, whose position table holds one row for padding."""
+    items, length, width, blocks = 3416, 200, 50, 2
+    config = SASRecConfig(
+        num_items=items, max_len=length, embedding_dim=width, num_blocks=blocks, num_heads=1, ffn_dim=width
+    )
+    attention = 4 * (width * width + width)
+    feed_forward = 2 * (width * width + width)
+    norms = 2 * 2 * width
+    assert attention + feed_forward + norms == 15_500
+    formula = (items + 1) * width + length * width + blocks * 15_500 + 2 * width
+    assert formula == 212_000 - width
+    assert sum(weight.numel() for weight in SASRec(config).parameters()) == formula
+
+
+def test_loss_at_the_start_is_ln_of_the_catalogue() -> None:
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(num_items=3416, max_len=20))
+    loss = model.loss(random_batch(model, rows=16, num_items=3416)).item()
+    assert loss == pytest.approx(math.log(3416), rel=0.01)
+    assert loss == pytest.approx(8.136, rel=0.01)
+
+
+def test_a_window_of_one_event_predicts_nothing() -> None:
+    batch = make().training_batch(windows_of([[4], [5, 6]]), np.random.default_rng(0))
+    assert batch.history.tolist() == [[0], [5]]
+    assert batch.target.tolist() == [[0], [6]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"embedding_dim": 10, "num_heads": 3}, "embedding_dim=10 cannot be split over num_heads=3"),
+        ({"max_len": 0}, "max_len=0 leaves no history"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SASRecConfig(**SMALL | settings)

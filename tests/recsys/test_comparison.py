@@ -1,0 +1,212 @@
+"""Intervals and p-values against their analytic or enumerated counterparts, and the sentences made of them."""
+
+from dataclasses import astuple, replace
+from itertools import product
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys import comparison
+from recsys.comparison import (
+    Difference,
+    bootstrap_interval,
+    chunked,
+    compare_cases,
+    compare_segment,
+    permutation_p_values,
+)
+from recsys.errors import DataError
+from recsys.metrics import mrr_at_k, ndcg_at_k
+
+DECIDED = Difference(
+    metric="ndcg@10",
+    segment="all",
+    cases=900,
+    users=100,
+    mean_a=0.2,
+    mean_b=0.25,
+    difference=0.05,
+    low=0.03,
+    high=0.07,
+    p_value=0.001,
+)
+
+
+def cases_of(users: np.ndarray, ranks: np.ndarray) -> pl.DataFrame:
+    """One row a case; positions count up, so that keys differ."""
+    return pl.DataFrame({
+        "user_idx": users.astype(np.int32),
+        "position": np.arange(len(users), dtype=np.int32),
+        "target": np.ones(len(users), dtype=np.int32),
+        "history_length": np.arange(len(users), dtype=np.int32),
+        "new_user": np.zeros(len(users), dtype=bool),
+        "cold_item": np.zeros(len(users), dtype=bool),
+        "popularity_decile": np.full(len(users), 3, dtype=np.int8),
+        "rank": ranks.astype(np.int32),
+    })
+
+
+def overall(
+    users: np.ndarray, ranks_a: np.ndarray, ranks_b: np.ndarray, metric: str = "mrr@50", draws: int = 1000
+) -> Difference:
+    """The difference over all cases."""
+    found = compare_cases(cases_of(users, ranks_a), cases_of(users, ranks_b), (50,), draws, seed=0)
+    return next(entry for entry in found if (entry.segment, entry.metric) == ("all", metric))
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+def test_the_interval_of_a_large_sample_is_the_normal_one(unequal: bool) -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 9, 1500).astype(float) if unequal else np.ones(1500)
+    sums = (rng.normal(0.3, 1, (1500, 2)) + [0, 1]) * sizes[:, None]
+    low, high = bootstrap_interval(sums, sizes, 4000, np.random.default_rng(1))
+    means = sums.sum(axis=0) / sizes.sum()
+    errors = np.sqrt(((sums - means * sizes[:, None]) ** 2).sum(axis=0)) / sizes.sum()  # of a ratio of two sums
+    np.testing.assert_allclose(low, means - 1.96 * errors, atol=0.15 * errors.max())
+    np.testing.assert_allclose(high, means + 1.96 * errors, atol=0.15 * errors.max())
+
+
+def test_the_p_value_of_few_users_is_the_share_of_all_sign_patterns() -> None:
+    sums = np.random.default_rng(2).normal([0.2, 0.6, 0], 1, (9, 3)).round(1)
+    patterns = np.array(list(product([-1.0, 1.0], repeat=9)))
+    exact = (np.abs(patterns @ sums) >= np.abs(sums.sum(axis=0)) - 1e-9).mean(axis=0)
+    draws = 20_000
+    found = permutation_p_values(sums, draws, np.random.default_rng(3))
+    assert exact.min() < 0.1 < 0.4 < exact.max()
+    np.testing.assert_allclose(found, exact, atol=4 * 0.5 / np.sqrt(draws))
+
+
+def test_p_values_of_equal_models_are_uniform() -> None:
+    rng = np.random.default_rng(5)
+    users = np.repeat(np.arange(50), 3)
+    p_values = []
+    for _ in range(300):
+        taste = rng.integers(1, 30, 50)[users]  # ranks of one user's cases are alike
+        a, b = (taste + rng.integers(0, 20, 150) for _ in range(2))
+        pair = cases_of(users, a).with_columns(rank_b=pl.Series(b))
+        p_values.append(compare_segment(pair, "all", (50,), 200, rng)[2].p_value)
+    shares = [np.mean(np.array(p_values) < level) for level in (0.05, 0.25, 0.5, 0.75)]
+    np.testing.assert_allclose(shares, [0.05, 0.25, 0.5, 0.75], atol=0.08)
+    assert shares[0] < 0.09
+
+
+def test_a_clearly_better_model_is_decided_and_said_so() -> None:
+    rng = np.random.default_rng(6)
+    users, ranks = np.repeat(np.arange(80), 2), rng.integers(2, 40, 160)
+    better = overall(users, ranks, np.maximum(1, ranks // 3))
+    assert better.decided
+    assert 0 < better.low < better.difference < better.high
+    assert better.p_value == pytest.approx(1 / 1001)
+    worse = overall(users, np.maximum(1, ranks // 3), ranks)
+    assert worse.decided
+    assert worse.difference == pytest.approx(-better.difference)
+    assert better.sentence("old", "new").startswith("new is better than old on mrr@50 by ")
+    assert worse.sentence("old", "new").startswith("old is better than new on mrr@50 by ")
+
+
+def test_a_model_against_itself_is_not() -> None:
+    ranks = np.random.default_rng(0).integers(1, 40, 100)
+    same = overall(np.arange(100), ranks, ranks)
+    assert (same.difference, same.low, same.high, same.p_value, same.decided) == (0, 0, 0, 1, False)
+
+
+def test_means_and_differences_are_those_of_the_cases() -> None:
+    rng = np.random.default_rng(7)
+    users, a, b = rng.integers(0, 30, 200), rng.integers(1, 60, 200), rng.integers(1, 60, 200)
+    for metric, by_hand in (("mrr@50", mrr_at_k), ("ndcg@50", ndcg_at_k)):
+        found = overall(users, a, b, metric)
+        assert found.mean_a == pytest.approx(by_hand(a, 50).mean())
+        assert found.mean_b == pytest.approx(by_hand(b, 50).mean())
+        assert found.difference == pytest.approx(by_hand(b, 50).mean() - by_hand(a, 50).mean())
+        assert (found.cases, found.users) == (200, len(set(users.tolist())))
+
+
+def test_more_cases_of_the_same_users_do_not_make_us_surer() -> None:
+    rng = np.random.default_rng(8)
+    a = rng.integers(1, 30, 60)
+    b = np.maximum(1, a - rng.integers(-4, 6, 60))
+    once = overall(np.arange(60), a, b)
+    repeated = overall(np.repeat(np.arange(60), 9), np.repeat(a, 9), np.repeat(b, 9))
+    others = overall(np.arange(540), np.repeat(a, 9), np.repeat(b, 9))
+    assert (repeated.low, repeated.high, repeated.p_value) == pytest.approx((once.low, once.high, once.p_value))
+    assert (others.high - others.low) * 2.5 < once.high - once.low  # nine times the users: a third of the width
+
+
+def test_cases_are_paired_by_key_and_not_by_place() -> None:
+    rng = np.random.default_rng(9)
+    a, b = (cases_of(np.arange(50), rng.integers(1, 30, 50)) for _ in range(2))
+    shuffled = b.sample(fraction=1, shuffle=True, seed=1)
+    for one, other in zip(compare_cases(a, shuffled, (10,), 200, 0), compare_cases(a, b, (10,), 200, 0), strict=True):
+        assert astuple(one)[2:] == pytest.approx(astuple(other)[2:])
+
+
+def test_different_cases_are_refused() -> None:
+    a = cases_of(np.arange(6), np.ones(6))
+    with pytest.raises(DataError, match="A has 6 cases and B 5, of which 5 are the same"):
+        compare_cases(a, a.head(5), (10,), 100, 0)
+    moved = a.with_columns(target=pl.Series([1, 1, 1, 1, 1, 2], dtype=pl.Int32))
+    with pytest.raises(DataError, match="A has 6 cases and B 6, of which 5 are the same; evaluate both on the same"):
+        compare_cases(a, moved, (10,), 100, 0)
+
+
+def test_every_metric_of_every_segment_is_compared() -> None:
+    a = cases_of(np.arange(40), np.arange(1, 41))
+    found = compare_cases(a, a, (5, 10), 100, 0)
+    assert [(entry.segment, entry.cases) for entry in found[::6]] == [
+        ("all", 40),
+        ("user: known", 40),
+        ("item: warm", 40),
+        ("history: 0", 1),
+        ("history: 1-5", 5),
+        ("history: 6-20", 15),
+        ("history: 21-50", 19),
+        ("popularity decile: 3", 40),
+    ]
+    metrics = ["ndcg@5", "hit_rate@5", "mrr@5", "ndcg@10", "hit_rate@10", "mrr@10"]
+    assert [entry.metric for entry in found] == metrics * 8
+
+
+def test_the_same_seed_gives_the_same_answer() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.integers(1, 30, 50), rng.integers(1, 30, 50)
+    assert overall(np.arange(50), a, b) == overall(np.arange(50), a, b)
+
+
+def test_draws_are_cut_to_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "DRAWS_PER_CHUNK", 1000)
+    assert chunked(25, 100) == [10, 10, 5]
+    assert chunked(3, 5000) == [1, 1, 1]
+    sums, sizes = np.random.default_rng(0).normal(1, 1, (100, 1)), np.ones(100)
+    low, high = bootstrap_interval(sums, sizes, 955, np.random.default_rng(0))
+    assert low < sums.mean() < high
+    assert permutation_p_values(sums, 955, np.random.default_rng(0)) == pytest.approx(1 / 956)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {},
+            "B is better than A on ndcg@10 by 0.0500 (25.0% of the lower; 95 % interval +0.0300 to +0.0700, "
+            "p = 0.0010).",
+        ),
+        (
+            {"mean_a": 0.25, "mean_b": 0.2, "difference": -0.05, "low": -0.07, "high": -0.03, "segment": "user: new"},
+            "A is better than B on ndcg@10 for user: new by 0.0500 (25.0% of the lower; 95 % interval -0.0700 to "
+            "-0.0300, p = 0.0010).",
+        ),
+        (
+            {"low": -0.01},
+            "No winner: B and A cannot be told apart on ndcg@10 (95 % interval -0.0100 to +0.0700, p = 0.0010).",
+        ),
+        (
+            {"p_value": 0.05, "segment": "history: 0"},
+            "No winner for history: 0: B and A cannot be told apart on ndcg@10 (95 % interval +0.0300 to +0.0700, "
+            "p = 0.0500).",
+        ),
+        ({"users": 19}, "Not enough data: 19 users cannot tell B from A on ndcg@10."),
+    ],
+)
+def test_sentences(change: dict[str, object], sentence: str) -> None:
+    assert replace(DECIDED, **change).sentence("A", "B") == sentence

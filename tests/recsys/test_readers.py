@@ -1,0 +1,236 @@
+"""Every format as written by others, and every way such a file can be broken."""
+
+import gzip
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys.errors import ConfigError, DataError, RecsysError
+from recsys.readers import SourceFormat, detect_format, read_table
+from recsys.source_files import RawTable, ReadOptions, expand_sources
+
+CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\x1e"), min_size=1)
+
+
+def read(path: Path, content: str | bytes, source_format: SourceFormat = "auto", **options: object) -> RawTable:
+    """`content` written to `path`, read."""
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_table(path, source_format, ReadOptions(**options))  # type: ignore[arg-type]
+
+
+def cells(table: RawTable) -> list[tuple[object, ...]]:
+    """The source's own columns of rows that could be read."""
+    return table.frame.filter(table.frame["#problem"].is_null()).select(table.columns).rows()
+
+
+def npy(array: np.ndarray, allow_pickle: bool = False) -> bytes:
+    """`array` as the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=allow_pickle)
+    return buffer.getvalue()
+
+
+def parquet(frame: pl.DataFrame) -> bytes:
+    """`frame` as the bytes of a .parquet file."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("a.inter.gz", gzip.compress(b"user_id:token\titem_id:token\n"), "recbole"),
+        ("a.CSV", b"user,item\n", "csv"),
+        ("a.npy", b"", "npy"),
+        ("a.parquet", b"", "parquet"),
+        ("a.json.gz", gzip.compress(b'\n {"user": 1}\n'), "jsonl"),
+        ("a.jsonl", b'["1", "2"]\n', "sequences"),
+        ("ratings.dat", b"1::2::3::4\n", "movielens"),
+        ("u.data", b"196\t242\t3\t881250949\n", "csv"),
+        ("a.txt", b"user item\n1 2\n", "csv"),
+        ("a.txt", b"\xef\xbb\xbf1 2 3\n", "sequences"),
+    ],
+)
+def test_formats_are_told_apart(tmp_path: Path, name: str, content: bytes, found: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert detect_format(tmp_path / name) == found
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|", "::", " "])
+def test_csv_delimiters_are_sniffed(tmp_path: Path, delimiter: str) -> None:
+    text = "user,item,note\nu1,i1,a\nu2,i2,b\n".replace(",", delimiter)
+    table = read(tmp_path / "log.csv", text)
+    assert table.columns == ["user", "item", "note"]
+    assert cells(table) == [("u1", "i1", "a"), ("u2", "i2", "b")]
+
+
+def test_csv_rows_of_another_width_keep_all_their_fields(tmp_path: Path) -> None:
+    table = read(tmp_path / "log.csv", 'user,item\nu1,i1\r\nu2\n\n"u,3",i3,x,y,z\r\nu4,"line\r\nbreak"\r\nu5,\n\n')
+    assert cells(table) == [("u1", "i1", *[None] * 4), ("u4", "line\nbreak", *[None] * 4), ("u5", *[None] * 5)]
+    bad = table.frame.drop_nulls("#problem")
+    assert bad["#row"].to_list() == [2, 3, 4]
+    assert bad["#problem"].unique().to_list() == ["wrong number of fields"]
+    assert bad.row(2)[:5] == ("u,3", "i3", "x", "y", "z")
+
+
+def test_tabs_switch_quotes_off(tmp_path: Path) -> None:
+    assert cells(read(tmp_path / "log.tsv", 'user\titem\n"u1\ti"1\n')) == [('"u1', 'i"1')]
+
+
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1))
+def test_csv_cells_go_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]) -> None:
+    path = tmp_path_factory.mktemp("log") / "log.csv"
+    pl.DataFrame(rows, schema=["user", "item", "note"], orient="row").write_csv(path, quote_style="always")
+    assert cells(read_table(path, "csv", ReadOptions())) == rows
+
+
+def test_columns_name_the_fields_of_a_file_without_header(tmp_path: Path) -> None:
+    table = read(tmp_path / "u.data", "196\t242\t3\n186\t302\t4\n", columns=("user_id", "item_id", "value"))
+    assert table.frame.select("user_id", "item_id", "value", "#row").rows() == [
+        ("196", "242", "3", 1),
+        ("186", "302", "4", 2),
+    ]
+
+
+def test_other_encodings_and_byte_order_marks(tmp_path: Path) -> None:
+    assert cells(read(tmp_path / "a.csv", "user,item\né,1\n".encode("latin-1"), encoding="latin-1")) == [("é", "1")]
+    assert cells(read(tmp_path / "b.csv", "user,item\né,1\n".encode("utf-16"), encoding="utf-16")) == [("é", "1")]
+    assert read(tmp_path / "c.csv", "\ufeffuser,item\né,1\n").columns == ["user", "item"]
+
+
+def test_movielens_files_are_utf8_or_else_latin1(tmp_path: Path) -> None:
+    assert cells(read(tmp_path / "ratings.dat", "1::1193::5::978300760\n")) == [("1", "1193", "5", "978300760")]
+    for encoding in ("utf-8", "latin-1"):
+        table = read(tmp_path / "movies.dat", '7::"Les Misérables" (1995)::Drama|Musical\n'.encode(encoding))
+        assert table.columns == ["item_id", "title", "genres"]
+        assert cells(table) == [("7", '"Les Misérables" (1995)', "Drama|Musical")]
+
+
+def test_recbole_sequences_become_lists(tmp_path: Path) -> None:
+    table = read(tmp_path / "a.item", 'item_id:token\ttitle:token_seq\tyear:float\n1\tToy  "Story\t1995\n2\t\t1996\n')
+    assert cells(table) == [("1", ["Toy", '"Story'], "1995"), ("2", [], "1996")]
+
+
+def test_json_columns_of_mixed_types_become_text(tmp_path: Path) -> None:
+    lines = [
+        '{"user": 1, "item": "a"}',
+        "oops",
+        '{"user": "x\\u00e9", "late": [1]}',
+        "",
+        '{"user": 12345678901234567890}',
+        "[1]",
+    ]
+    table = read(tmp_path / "log.jsonl", "\n".join(lines), "jsonl")
+    assert cells(table) == [
+        ("1", "a", None, None),
+        ("xé", None, "[1]", None),
+        ("12345678901234567890", None, None, None),
+    ]
+    bad = table.frame.drop_nulls("#problem").select("#row", "#problem", "line").rows()
+    assert bad == [(2, "not a JSON object", "oops"), (4, "not a JSON object", ""), (6, "not a JSON object", "[1]")]
+    assert table.frame["#row"].to_list() == [1, 2, 3, 4, 5, 6]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1))
+def test_json_texts_go_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    path = tmp_path_factory.mktemp("log") / "log.jsonl"
+    path.write_text("\n".join(json.dumps({"user": text}, ensure_ascii=False) for text in texts), encoding="utf-8")
+    assert read_table(path, "jsonl", ReadOptions()).frame["user"].to_list() == texts
+
+
+def test_parquet_keeps_types_and_folders_stand_for_their_files(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": [1, 2], "item": ["a", None]})
+    for part in ("b", "a"):
+        (tmp_path / part).mkdir()
+        frame.write_parquet(tmp_path / part / "part.parquet")
+    files = expand_sources([tmp_path])
+    assert files == [tmp_path / "a" / "part.parquet", tmp_path / "b" / "part.parquet"]
+    assert read_table(files[0], "auto", ReadOptions()).frame.drop("#row", "#problem").equals(frame)
+    assert cells(read(tmp_path / "c.parquet.gz", gzip.compress(parquet(frame)))) == [(1, "a"), (2, None)]
+
+
+def test_npy_columns_are_named_or_numbered(tmp_path: Path) -> None:
+    matrix = npy(np.array([[1, 2], [3, 4], [5, 6]]))
+    assert read(tmp_path / "a.npy", matrix).columns == ["column_1", "column_2"]
+    assert cells(read(tmp_path / "a.npy.gz", gzip.compress(matrix), columns=("user", "item"))) == [
+        (1, 2),
+        (3, 4),
+        (5, 6),
+    ]
+
+
+TRUNCATED = gzip.compress(b"user,item\n" * 1000)[:-20]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "error", "message"),
+    [
+        ("a.csv", b"", {}, DataError, "a.csv: the file is empty; there is nothing to ingest"),
+        ("a.txt", b"", {}, DataError, r"a\.txt: the file is empty or begins with blank lines only"),
+        ("a.csv", b" \n\n", {}, DataError, "a.csv: the file holds only blank lines"),
+        ("a.csv", b"user,item\n\xff,1\n", {}, DataError, r"not utf-8: byte 0xff at offset 10 .*--encoding latin-1"),
+        ("a.csv", b"u,i\n", {"encoding": "klingon"}, ConfigError, "encoding='klingon' is not known"),
+        ("a.csv.gz", TRUNCATED, {}, DataError, "a.csv.gz: truncated or damaged gzip file"),
+        ("a.csv.gz", b"user,item\n", {}, DataError, "a.csv.gz: named .gz, but not a gzip file"),
+        ("a.txt.gz", TRUNCATED[:15], {}, DataError, "a.txt.gz: truncated or damaged gzip file"),
+        ("a.csv", b"user,item,user\n", {}, DataError, "its header names 'user' twice"),
+        ("a.csv", b'user,item\nu1,"open\nu2,i2\n', {}, DataError, "a quote that is never closed"),
+        (
+            "a.csv",
+            b"1,2,3\n",
+            {"columns": ("u", "i")},
+            ConfigError,
+            "--columns names 2 columns, but .* has 3 fields between ','",
+        ),
+        ("a.dat", b"1::2\n", {}, ConfigError, "the first line has 2 fields between '::'; ratings have 4"),
+        ("a.txt", b"one\n", {}, DataError, r"cannot tell its format from the first line 'one'; name it with --format"),
+        (
+            "a.inter",
+            b"user_id,item_id\n",
+            {},
+            DataError,
+            "not a RecBole atomic file: its first line is 'user_id,item_id'",
+        ),
+        (
+            "a.inter",
+            b"user_id:token\titem_id_list:token_seq\titem_id:token\n",
+            {},
+            DataError,
+            "holds windows cut beforehand",
+        ),
+        ("a.jsonl", b"{oops\n", {}, DataError, "no line is a JSON object"),
+        ("a.parquet", b"PAR1 not really", {}, DataError, "a.parquet: damaged, or not a Parquet file"),
+        ("a.npy", b"nonsense", {}, DataError, "a.npy: not a plain numeric .npy matrix"),
+        ("a.npy", npy(np.arange(3)), {}, DataError, r"an array of int64\[3\]; a numeric matrix is needed"),
+        ("a.npy", npy(np.ones((2, 3))), {"columns": ("u",)}, ConfigError, "--columns names 1 columns, but .* has 3"),
+    ],
+)
+def test_broken_files_are_named_with_what_to_do(
+    tmp_path: Path, name: str, content: bytes, options: dict[str, object], error: type[RecsysError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        read(tmp_path / name, content, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickles_are_never_loaded(tmp_path: Path) -> None:
+    pickled = npy(np.array([[{"a": 1}]], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="pickled arrays are never loaded"):
+        read(tmp_path / "a.npy", pickled)
+
+
+def test_missing_doubled_and_empty_sources(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
+        expand_sources([tmp_path / "nowhere.csv"])
+    with pytest.raises(DataError, match=r"a folder without \*.parquet files"):
+        expand_sources([tmp_path])
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(ConfigError, match=r"a\.csv: given more than once"):
+        expand_sources([tmp_path / "a.csv"] * 2)
