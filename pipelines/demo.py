@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,16 +99,18 @@ def demo(out: Path, seed: int, reporter: Reporter) -> Demo:
         lambda: prepare(PrepareConfig(dataset=out / "dataset", out=out / "prepared", overwrite=True)),
     )
     for name in MODELS:
-        stage(f"train {name}", lambda name=name: train(training(name, out, seed), reporter))  # type: ignore[misc]
-    runs = tuple(out / "runs" / name for name in MODELS)
-    evaluation = stage("evaluate", lambda: evaluate(EvaluateConfig(runs=runs), reporter))
-    differences = stage("compare", lambda: compare(CompareConfig(a=runs[0], b=runs[1])))
-    champion = best_on_validation([open_run(run) for run in runs])
+        stage(f"train {name}", partial(train, selection(name, out, seed), reporter))
+        stage(f"refit {name}", partial(train, refit(name, out, seed), reporter))
+    selected = [out / "runs" / name for name in MODELS]
+    refits = [out / "runs" / f"{name}-refit" for name in MODELS]
+    evaluation = stage("evaluate", lambda: evaluate(EvaluateConfig(runs=(*selected, *refits)), reporter))
+    differences = stage("compare", lambda: compare(CompareConfig(a=refits[0], b=refits[1])))
+    champion = best_on_validation([open_run(run) for run in refits])
     bundle = stage("export", lambda: export(ExportConfig(run=champion.folder, out=out / "bundle", overwrite=True)))
     registered = stage("register", lambda: register_bundle(bundle, REGISTERED_NAME, "champion"))
     return Demo(
         evaluation=evaluation,
-        comparison=differences[0].sentence(*MODELS),
+        comparison=differences[0].sentence(*(run.name for run in refits)),
         champion=champion.name,
         bundle=bundle.folder,
         registered=f"models:/{registered.name}@{registered.alias}",
@@ -116,13 +119,26 @@ def demo(out: Path, seed: int, reporter: Reporter) -> Demo:
     )
 
 
-def training(name: str, out: Path, seed: int) -> TrainConfig:
-    """The demo's training of one model: the preset `demo` beside the model's own."""
+def selection(name: str, out: Path, seed: int) -> TrainConfig:
+    """Learns from the training part, and finds the number of epochs on validation."""
     return TrainConfig(
         data=out / "prepared",
         model=name,
         out=out / "runs" / name,
         preset="demo",
+        seed=seed,
+        overwrite=True,
+        restart=True,
+    )
+
+
+def refit(name: str, out: Path, seed: int) -> TrainConfig:
+    """The same once more on everything before the test part: what ships."""
+    return TrainConfig(
+        data=out / "prepared",
+        model=name,
+        out=out / "runs" / f"{name}-refit",
+        refit=out / "runs" / name,
         seed=seed,
         overwrite=True,
         restart=True,

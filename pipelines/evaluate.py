@@ -1,6 +1,7 @@
 """`recsys evaluate`: runs and floors rank the same cases; one row a case is kept, and a table is shown."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,11 +59,19 @@ class Evaluation:
 def evaluate(config: EvaluateConfig, reporter: Reporter) -> Evaluation:
     """Ranks the part's cases by every run and every floor."""
     runs = [open_run(folder) for folder in config.runs]
+    check_names(runs)
     prepared = common_data(runs)
     seen = config.seen or prepared.seen
     floors = {name: floor_report(name, prepared, config, seen, reporter) for name in floors_for(prepared, FLOORS)}
     reports = {run.name: run_report(run, prepared, config, seen, reporter) for run in runs}
     return Evaluation(part=config.part, seen=seen, cutoffs=config.cutoffs, runs=reports, floors=floors)
+
+
+def check_names(runs: Sequence[Run]) -> None:
+    """Reports go by the runs' names, so no two may share one."""
+    for name, times in Counter(run.name for run in runs).items():
+        if times > 1:
+            raise ConfigError(f"evaluate: {times} runs are called {name!r}; give their folders different names.")
 
 
 def common_data(runs: Sequence[Run]) -> Prepared:
@@ -146,6 +155,9 @@ def open_evaluation(folder: Path, part: Part) -> Path:
     """The folder with `cases.parquet` of a run, or of an evaluation folder (a floor's) itself."""
     for candidate in (folder / "evaluation" / part, folder):
         if (candidate / CASES).is_file():
+            held = read_manifest(candidate, "evaluate")["config"]["part"]
+            if held != part:
+                raise DataError(f"{candidate}: holds an evaluation of the {held} cases, not of the {part} cases.")
             return candidate
     raise DataError(f"{folder}: holds no evaluation of the {part} cases; run `recsys evaluate {folder} --part {part}`.")
 

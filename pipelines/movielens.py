@@ -1,8 +1,8 @@
 """MovieLens-100K for the demo: the files inside RecBole's wheel, or GroupLens' own archive."""
 
 import hashlib
+import http.client
 import io
-import urllib.error
 import urllib.request
 import zipfile
 from importlib.metadata import PackageNotFoundError, files
@@ -48,7 +48,7 @@ def download(url: str, md5: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as answer:
             content: bytes = answer.read()
-    except (urllib.error.URLError, TimeoutError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(
             f"demo: {url} cannot be downloaded ({error}); install the extra `recbole` (Python 3.11), whose wheel holds "
             "MovieLens-100K, or try again with a network."

@@ -6,6 +6,9 @@ from rich.table import Table
 
 from pipelines.evaluate import Evaluation, table_rows
 from recsys.comparison import Difference
+from recsys.metrics import METRICS
+
+SEEN_WORDS = {"exclude": "excluded", "keep": "kept"}
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -14,23 +17,22 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     metrics = list(rows[-1][1])
     cases = next(iter(evaluation.runs.values()))["cases"]
     table = Table(
-        title=f"{evaluation.part}: {cases} cases, full ranking, seen items {evaluation.seen}d"
-        if evaluation.seen == "exclude"
-        else f"{evaluation.part}: {cases} cases, full ranking, seen items kept",
-        caption="Floors know all events before this part; runs were trained on the training part alone.",
+        title=f"{evaluation.part}: {cases} cases, full ranking, seen items {SEEN_WORDS[evaluation.seen]}",
+        caption="Floors and refits know all events before this part; the other runs the training part alone.",
     )
     table.add_column("model")
     for metric in metrics:
         table.add_column(metric, justify="right")
-    best = {metric: max(values[metric] for _, values in rows) for metric in metrics}
+    ranking = [metric for metric in metrics if metric.partition("@")[0] in METRICS]
+    best = {metric: max(values[metric] for _, values in rows) for metric in ranking}
     for name, values in rows:
-        table.add_row(name, *(figure(values[metric], bold=values[metric] == best[metric]) for metric in metrics))
+        table.add_row(name, *(figure(values[metric], bold=values[metric] == best.get(metric)) for metric in metrics))
     return table
 
 
 def segment_table(evaluation: Evaluation) -> Table:
     """The first metric of every model in every segment."""
-    reports = {**evaluation.floors, **evaluation.runs}
+    reports = {**{f"{name} (floor)": report for name, report in evaluation.floors.items()}, **evaluation.runs}
     metric = next(iter(next(iter(reports.values()))["metrics"]))
     names = list(next(iter(reports.values()))["segments"])
     table = Table(title=f"{metric} by segment")

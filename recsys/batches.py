@@ -58,7 +58,7 @@ class TrainBatch:
 
     def share(self, part: int, parts: int) -> "TrainBatch":
         """Every `parts`-th row from `part`; a part without rows gets one that predicts nothing."""
-        rows = torch.arange(part, len(self.lengths), parts)
+        rows = torch.arange(len(self.lengths))[part::parts]
         if len(rows):
             return TrainBatch(self.history[rows], self.target[rows], self.lengths[rows])
         return replace(self.share(0, len(self.lengths)), target=torch.zeros_like(self.target[:1]))

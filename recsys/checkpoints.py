@@ -32,7 +32,7 @@ class Progress:
     best_metric: float = -1.0
     best_epoch: int = 0
     stopped: bool = False
-    epochs: list[dict[str, float]] = field(default_factory=list)
+    epochs: list[dict[str, int | float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

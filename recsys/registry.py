@@ -25,7 +25,7 @@ class Registered:
 def register_bundle(bundle: Bundle, name: str, alias: str) -> Registered:
     """Stores a copy of the bundle as a new version of `name` and points `alias` at it."""
     client = mlflow_client()
-    run_id = bundle.manifest["counts"].get("mlflow_run_id") or _holder_run(client, bundle)
+    run_id = _training_run(client, bundle) or _holder_run(client, bundle)
     artifact = f"{BUNDLE_ARTIFACT}-{bundle.version}"
     client.log_artifacts(run_id, str(bundle.folder), artifact)
     _ensure_model(client, name)
@@ -71,8 +71,21 @@ def _ensure_model(client: Any, name: str) -> None:
         client.create_registered_model(name)
 
 
+def _training_run(client: Any, bundle: Bundle) -> str | None:
+    """The run that trained the bundle, where this store knows it."""
+    from mlflow.exceptions import MlflowException
+
+    run_id: str | None = bundle.manifest["counts"].get("mlflow_run_id")
+    if run_id is not None:
+        try:
+            client.get_run(run_id)
+        except MlflowException:
+            return None
+    return run_id
+
+
 def _holder_run(client: Any, bundle: Bundle) -> str:
-    """A run to hang the artifacts on, for bundles that were trained without tracking."""
+    """A run to hang the artifacts on, for bundles that were trained without tracking or under another store."""
     run = client.create_run(experiment_id(client), run_name=f"bundle-{bundle.version}")
     client.set_terminated(run.info.run_id, "FINISHED")
     return str(run.info.run_id)

@@ -81,11 +81,11 @@ def writing_step(
     With `keep_partial` an interrupted step's folder is handed on to the next run (training resumes from it);
     otherwise it is removed and the step starts over.
     """
-    if out.exists() and not overwrite:
-        raise DataError(f"{name}: {out} exists already; choose another folder, or pass --overwrite to replace it.")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_folder(out)
     with _exclusive(out.with_name(f".{out.name}.lock"), f"{name}: another run is writing {out}; wait for it to end."):
+        if out.exists() and not overwrite:
+            raise DataError(f"{name}: {out} exists already; choose another folder, or pass --overwrite to replace it.")
         if partial.exists() and not keep_partial:
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)

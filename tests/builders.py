@@ -70,7 +70,7 @@ def random_rows(seed: int, users: int, items: int, events: int) -> list[Row]:
     return rows
 
 
-def write_bundle(folder: Path, seed: int = 0) -> Path:
+def write_bundle(folder: Path, seed: int = 0, mlflow_run_id: str | None = None) -> Path:
     """A bundle that verifies and opens; its encoder is a placeholder, so nothing here needs an exporter."""
     rng = np.random.default_rng(seed)
     catalog = Catalog.from_ids(["a", "b", "c", "d", "e"])
@@ -83,5 +83,6 @@ def write_bundle(folder: Path, seed: int = 0) -> Path:
         ItemIndex.build(rng.normal(size=(catalog.num_rows, 3)).astype(np.float32)).save(step.folder / "index.faiss")
         catalog.save(step.folder / "catalog.parquet")
         pl.DataFrame({"item_id": catalog.item_ids}).write_parquet(step.folder / "items.parquet")
+        step.counts["mlflow_run_id"] = mlflow_run_id
         np.save(step.folder / "no_history.npy", rng.random(catalog.num_rows).astype(np.float32))
     return folder

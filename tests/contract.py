@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import PRIME, cyclic_histories, events_of, histories_of, item_table, random_histories, windows_of
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -17,7 +18,6 @@ from recsys.contracts import CountingModel, TrainableRetriever
 from recsys.index import ItemIndex
 from recsys.ranking import FullRanking, RetrieverScorer
 from recsys.splits import TrainingEvents
-from tiny import PRIME, cyclic_histories, events_of, histories_of, item_table, random_histories, windows_of
 
 NUM_ITEMS = 29
 MAX_LEN = 11
@@ -173,7 +173,9 @@ class RetrieverContract:
 
     def test_it_learns_a_rule(self) -> None:
         model = self.fresh(num_items=PRIME, embedding_dim=32, **self.rule_settings)
-        adamw_steps(model, self.rule_steps, lambda step: cyclic_histories(32, model.window.length, seed=step), rate=5e-3)
+        adamw_steps(
+            model, self.rule_steps, lambda step: cyclic_histories(32, model.window.length, seed=step), rate=5e-3
+        )
         assert hit_rate(model.eval(), cyclic_histories(62, model.max_len + 1, seed=10**6)) > 0.95
 
     def test_it_stays_at_chance_on_noise(self) -> None:

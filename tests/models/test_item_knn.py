@@ -67,7 +67,7 @@ def test_the_strongest_entries_of_each_row_stay(count: int, seed: int) -> None:
     matrix = rng.permutation(42).reshape(7, 6).astype(np.float32) * (rng.random((7, 6)) < 0.6)
     expected = np.zeros_like(matrix)
     for row, values in enumerate(matrix):
-        kept = sorted(range(6), key=lambda column: -values[column])[:count]  # noqa: B023 - used at once
+        kept = sorted(range(6), key=lambda column: -values[column])[:count]
         expected[row, kept] = values[kept]
     np.testing.assert_array_equal(strongest(sparse.csr_array(matrix), count).toarray(), expected)
 

@@ -141,7 +141,13 @@ def test_a_file_that_neither_folder_nor_manifest_knows_is_missed(bundle: Path) -
     del manifest["files"]["index.faiss"]
     (bundle / MANIFEST).write_text(json.dumps(manifest))
     (bundle / "index.faiss").unlink()
-    with pytest.raises(BundleError, match="lacks index.faiss"):
+    with pytest.raises(BundleError, match=r"lacks index\.faiss"):
+        open_bundle(bundle)
+
+
+def test_a_manifest_that_lists_nothing_is_refused(bundle: Path) -> None:
+    (bundle / MANIFEST).write_text('{"step": "export"}')
+    with pytest.raises(BundleError, match="which its manifest does not list"):
         open_bundle(bundle)
 
 
@@ -163,7 +169,7 @@ def test_the_folder_of_another_step_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_bundle_of_another_format_is_refused(bundle: Path, tmp_path: Path) -> None:
-    card = json.loads((bundle / "model.json").read_text()) | {"bundle_format": 2}
+    card = json.loads((bundle / "model.json").read_text()) | {"bundle_format": 2, "said_by_a_newer_one": True}
     with writing_step("export", tmp_path / "newer", config={}) as step:
         shutil.copytree(bundle, step.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         (step.folder / "model.json").write_text(json.dumps(card))

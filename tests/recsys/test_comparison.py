@@ -59,7 +59,7 @@ def overall(
 def test_the_interval_of_a_large_sample_is_the_normal_one(unequal: bool) -> None:
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 9, 1500).astype(float) if unequal else np.ones(1500)
-    sums = (rng.normal(0.3, 1, (1500, 2)) + [0, 1]) * sizes[:, None]
+    sums = rng.normal([0.3, 1.3], 1, (1500, 2)) * sizes[:, None]
     low, high = bootstrap_interval(sums, sizes, 4000, np.random.default_rng(1))
     means = sums.sum(axis=0) / sizes.sum()
     errors = np.sqrt(((sums - means * sizes[:, None]) ** 2).sum(axis=0)) / sizes.sum()  # of a ratio of two sums

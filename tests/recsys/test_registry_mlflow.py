@@ -10,7 +10,7 @@ from builders import write_bundle
 from recsys.bundle import Bundle, open_bundle
 from recsys.errors import ConfigError, RegistryError
 from recsys.registry import Registered, fetch_bundle, register_bundle, roll_back
-from recsys.tracking import mlflow_client
+from recsys.tracking import experiment_id, mlflow_client
 
 # MLflow's own tables use an option that SQLAlchemy 2.1 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -92,3 +92,18 @@ def test_an_unusable_store_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI='nonsense://x'"):
         mlflow_client()
+
+
+def test_a_bundle_hangs_on_the_run_that_trained_it(tmp_path: Path) -> None:
+    client = mlflow_client()
+    trained = client.create_run(experiment_id(client)).info.run_id
+    bundle = open_bundle(write_bundle(tmp_path / "bundle", mlflow_run_id=trained))
+    register_bundle(bundle, "trained", "champion")
+    assert client.get_model_version_by_alias("trained", "champion").run_id == trained
+    assert version_at("trained") == bundle.version
+
+
+def test_a_bundle_trained_under_another_store_is_registered_all_the_same(tmp_path: Path) -> None:
+    bundle = open_bundle(write_bundle(tmp_path / "bundle", mlflow_run_id="0" * 32))
+    register_bundle(bundle, "elsewhere", "champion")
+    assert version_at("elsewhere") == bundle.version

@@ -28,9 +28,7 @@ def test_windows_are_padded_slices(histories: Histories, data: st.DataObject, ma
     starts = [data.draw(st.integers(0, stop)) for stop in stops]
     for given_starts in (None, array(starts)):
         first = [0] * len(users) if given_starts is None else starts
-        by_hand = [
-            histories[user][low:high][-max_len:] for user, low, high in zip(users, first, stops, strict=True)
-        ]
+        by_hand = [histories[user][low:high][-max_len:] for user, low, high in zip(users, first, stops, strict=True)]
         width = max(1, *(len(window) for window in by_hand), 0)
         windows = store_of(histories).windows(array(users), array(stops), max_len, given_starts)
         padding = [[0] * (width - len(window)) for window in by_hand]

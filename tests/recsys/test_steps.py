@@ -1,11 +1,13 @@
 """A step's folder appears whole or not at all, with a manifest that can be checked."""
 
+import fcntl
 import hashlib
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -87,10 +89,26 @@ def test_a_resumable_step_hands_its_half_written_folder_on(tmp_path: Path) -> No
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     with writing_step("prepare", tmp_path / "out", config={}) as step:
         (step.folder / "first").write_text("first")
-        with pytest.raises(DataError, match="prepare: another run is writing .*out; wait for it to end"):
+        with pytest.raises(DataError, match=r"prepare: another run is writing .*out; wait for it to end"):
             make(tmp_path / "out", "second")
     assert files_of(tmp_path) == ["out/first", "out/manifest.json"]
     make(tmp_path / "out", "third", overwrite=True)
+
+
+def test_an_output_that_appears_while_we_wait_for_the_lock_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "made", "old")
+    lock = fcntl.flock
+
+    def other_run_ends_first(handle: IO[str], operation: int) -> None:
+        (tmp_path / "made").rename(tmp_path / "out")
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", other_run_ends_first)
+    with pytest.raises(DataError, match="out exists already"):
+        make(tmp_path / "out", "new")
+    assert files_of(tmp_path) == ["out/manifest.json", "out/old"]
 
 
 def test_an_existing_output_is_not_touched_without_overwrite(tmp_path: Path) -> None:

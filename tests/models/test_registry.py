@@ -1,0 +1,125 @@
+"""Names, presets and settings of models; every model has all it needs."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import events_of, histories_of, item_table
+from torch import nn
+
+from models.registry import FLOORS, MODELS, build_config, model_config, preset
+from pipelines.train import TrainingConfig
+from recsys.contracts import CountingModel, TrainableRetriever
+from recsys.errors import ConfigError
+
+HERE = Path(__file__).parent
+PRESETS = [
+    tuple(path.name.removesuffix(".yaml").partition(".")[::2])
+    for path in sorted((HERE.parent.parent / "models" / "presets").glob("*.yaml"))
+]
+
+
+def contracts_of(model_class: type[Any]) -> list[str]:
+    """Contracts that the classes of the model's own test file subclass, and that set `make`."""
+    file = HERE / f"test_{model_class.__module__.removeprefix('models.')}.py"
+    return [
+        base.id
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and any(getattr(part, "name", "") == "make" for part in node.body)
+        for base in node.bases
+        if isinstance(base, ast.Name)
+    ]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_a_preset_and_keeps_a_contract(name: str) -> None:
+    model_class = MODELS[name][0]
+    sections = preset(name)
+    if issubclass(model_class, nn.Module):
+        assert sections.keys() == {"model", "training"}
+        assert any(contract.endswith("RetrieverContract") for contract in contracts_of(model_class))
+    else:
+        assert sections.keys() == {"model"}
+        assert "CountingModelContract" in contracts_of(model_class)
+
+
+@pytest.mark.parametrize(("name", "variant"), PRESETS)
+def test_every_preset_can_be_built(name: str, variant: str) -> None:
+    sections = preset(name, variant or None)
+    config = model_config(name, sections["model"], num_items=43)
+    if "training" in sections:
+        assert isinstance(build_config(TrainingConfig, sections["training"], "training"), TrainingConfig)
+        model = config.model_class(config.values)
+        assert isinstance(model, TrainableRetriever)
+        assert model.item_vectors().shape[0] == 44
+    else:
+        model = config.model_class.fit(config.values, events_of([[3, 1], [2]], num_rows=44), item_table(43))
+        assert isinstance(model, CountingModel)
+        assert model.scores(histories_of([[3]])).shape == (1, 44)
+    assert config.as_dict().items() >= sections["model"].items()
+
+
+def test_floors_are_counting_models() -> None:
+    assert not any(issubclass(MODELS[name][0], nn.Module) for name in FLOORS)
+
+
+def test_the_catalogue_decides_the_number_of_items() -> None:
+    """A preset that says otherwise would misalign the table with the catalogue."""
+    assert model_config("sasrec", {}, 43).values.num_items == 43
+    assert model_config("sasrec", {"num_items": 7}, 43).values.num_items == 43
+    with pytest.raises(ConfigError, match="model markov: no setting 'num_items'"):
+        model_config("markov", {"num_items": 7}, 43)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sasrek", r"no model 'sasrek' \(did you mean 'sasrec'\?\); known are bert4rec, item-knn, "),
+        ("nothing-like-it", "no model 'nothing-like-it'; known are"),
+    ],
+)
+def test_an_unknown_model_is_refused_with_a_hint(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        preset(name)
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ConfigError, match="model sasrec: no preset 'huge'; known are demo"):
+        preset("sasrec", "huge")
+    with pytest.raises(ConfigError, match="model markov: no preset 'demo'; known are none"):
+        preset("markov", "demo")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dropuot": 0.1}, r"model sasrec: no setting 'dropuot' \(did you mean 'dropout'\?\); known are .*max_len"),
+        ({"max_len": "long"}, "model sasrec: max_len='long' is not usable: .*valid integer"),
+        ({"max_len": 1.5}, "model sasrec: max_len=1.5 is not usable: .*integer"),
+        ({"dropout": None}, "model sasrec: dropout=None is not usable: .*valid number"),
+        ({"embedding_dim": [64]}, r"model sasrec: embedding_dim=\[64\] is not usable"),
+        ({"num_heads": 5}, "embedding_dim=64 cannot be split over num_heads=5"),
+    ],
+)
+def test_unusable_settings_are_refused_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model_config("sasrec", values, 43)
+
+
+def test_a_choice_lists_what_may_be_chosen() -> None:
+    with pytest.raises(ConfigError, match=r"training: schedule='linear' is not usable: .*'constant' or 'cosine'"):
+        build_config(TrainingConfig, {"schedule": "linear"}, "training")
+
+
+def test_settings_reach_the_model() -> None:
+    values = {"embedding_dim": 10, "num_blocks": 3, "num_heads": 5, "ffn_dim": 12, "max_len": 9, "dropout": 0.25}
+    config = model_config("sasrec", values, 43)
+    assert config.as_dict() == values | {"num_items": 43}
+    shapes = {name: tuple(weight.shape) for name, weight in config.model_class(config.values).named_parameters()}
+    assert shapes["items.weight"] == (44, 10)
+    assert shapes["positions.weight"] == (9, 10)
+    assert shapes["blocks.blocks.2.ffn_in.weight"] == (12, 10)
+    dropouts = {part.p for part in config.model_class(config.values).modules() if isinstance(part, torch.nn.Dropout)}
+    assert dropouts == {0.25}

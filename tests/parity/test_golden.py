@@ -1,0 +1,85 @@
+"""One number per model and loss on a small committed data set, in a narrow band: what moves metrics shows here.
+
+`tests/golden/histories.txt`: 60 users, one a line, who follow next = 7x+3 (mod 31) four times in five.
+Remake the figures, after a change that is meant to move them, with
+
+    PYTHONPATH=.:tests python tests/parity/test_golden.py
+"""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from tiny import PRIME, item_table, store_of
+
+from models.registry import MODELS, model_config
+from recsys.batches import TrainingWindows
+from recsys.contracts import CatalogScorer
+from recsys.evaluation import mean_metrics, rank_cases
+from recsys.ranking import RetrieverScorer
+from recsys.splits import TrainingEvents, build_cases, split_last_item
+from recsys.training import Trainer, TrainingConfig
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "popularity": {},
+    "popularity-recent": {"share": 0.1},
+    "markov": {},
+    "item-knn": {},
+    "tfidf": {},
+    "sasrec": {"max_len": 8, "embedding_dim": 16, "ffn_dim": 32},
+    "bert4rec": {"max_len": 4, "embedding_dim": 16, "ffn_dim": 32, "last_item_share": 0.5},
+}
+BANDS = {"first loss": 1e-3, "last loss": 5e-3, "ndcg@10": 0.02}
+"""Of trained models, relative: processors round differently. Counting models have none."""
+STORE = store_of([
+    [int(row) for row in line.split()] for line in (GOLDEN / "histories.txt").read_text(encoding="utf-8").splitlines()
+])
+
+
+def measured(name: str) -> dict[str, float]:
+    """NDCG@10 of leave-one-out; of a model that learns by gradient also the losses of the first and last epoch."""
+    split = split_last_item(STORE)
+    events = TrainingEvents(STORE, split.train_stop, PRIME + 1)
+    config = model_config(name, SETTINGS[name], PRIME)
+    losses: dict[str, float] = {}
+    if issubclass(config.model_class, torch.nn.Module):
+        torch.manual_seed(0)
+        build: Any = config.model_class
+        model = build(config.values)
+        losses = train(model, events)
+        scorer: CatalogScorer = RetrieverScorer(model.eval(), torch.zeros(PRIME + 1))
+    else:
+        scorer = config.model_class.fit(config.values, events, item_table(PRIME))
+    ranked = rank_cases(scorer, STORE, build_cases(STORE, split, "test", PRIME + 1), PRIME + 1, "keep", (10,))
+    return {"ndcg@10": round(mean_metrics(ranked.cases, (10,))["ndcg@10"], 5), **losses}
+
+
+def train(model: Any, events: TrainingEvents) -> dict[str, float]:
+    """Fifteen epochs, dropout and masks included."""
+    windows = TrainingWindows.cut(events.stops, model.window)
+    config = TrainingConfig(epochs=15, batch_size=16, learning_rate=1e-2, warmup_steps=5)
+    with TemporaryDirectory() as folder:
+        trainer = Trainer(model, STORE, windows, config, seed=0, folder=Path(folder))
+        trainer.fit(None, "ndcg@10", on_epoch=lambda _: None, on_batch=lambda: None)
+    losses = [epoch["loss"] for epoch in trainer.progress.epochs]
+    return {"first loss": round(losses[0], 5), "last loss": round(losses[-1], 5)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_figures_are_those_recorded(name: str) -> None:
+    recorded = json.loads((GOLDEN / "figures.json").read_text(encoding="utf-8"))[name]
+    figures = measured(name)
+    assert figures.keys() == recorded.keys()
+    for figure, value in figures.items():
+        band = BANDS[figure] if len(figures) > 1 else 1e-4
+        assert value == pytest.approx(recorded[figure], rel=band), figure
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    figures = {name: measured(name) for name in MODELS}
+    (GOLDEN / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,137 @@
+"""Training windows, their order, the parts of a batch: nothing is lost and nothing is counted twice."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import histories_of, store_of, windows_of
+
+from recsys import batches
+from recsys.batches import TrainBatch, TrainingWindows, WindowShape, next_item_batch
+
+STOPS = st.lists(st.integers(0, 40), min_size=1, max_size=8)
+
+
+@given(STOPS, st.integers(2, 12))
+def test_with_an_overlap_of_one_every_event_but_the_first_is_a_target_once(stops: list[int], length: int) -> None:
+    windows = TrainingWindows.cut(np.array(stops), WindowShape(length=length, overlap=1))
+    targets = Counter(
+        (user, place)
+        for user, start, stop in zip(windows.users, windows.starts, windows.stops, strict=True)
+        for place in range(start + 1, stop)
+    )
+    assert targets == Counter((user, place) for user, stop in enumerate(stops) for place in range(1, stop))
+    sizes = windows.stops - windows.starts
+    assert ((sizes >= 2) & (sizes <= length)).all()
+
+
+@given(STOPS, st.integers(2, 12))
+def test_side_by_side_every_event_is_in_one_window(stops: list[int], length: int) -> None:
+    windows = TrainingWindows.cut(np.array(stops), WindowShape(length=length, overlap=0))
+    events = Counter(
+        (user, place)
+        for user, start, stop in zip(windows.users, windows.starts, windows.stops, strict=True)
+        for place in range(start, stop)
+    )
+    assert events == Counter((user, place) for user, stop in enumerate(stops) if stop >= 2 for place in range(stop))
+    assert (windows.stops - windows.starts).max(initial=0) <= length
+
+
+def test_only_a_users_oldest_window_is_shorter() -> None:
+    windows = TrainingWindows.cut(np.array([7, 1, 4]), WindowShape(length=4, overlap=1))
+    assert list(zip(windows.users.tolist(), windows.starts.tolist(), windows.stops.tolist(), strict=True)) == [
+        (0, 3, 7),
+        (0, 0, 4),
+        (2, 0, 4),
+    ]
+    shorter = TrainingWindows.cut(np.array([6]), WindowShape(length=4, overlap=1))
+    assert (shorter.starts.tolist(), shorter.stops.tolist()) == ([2, 0], [6, 3])
+
+
+def some_windows(count: int) -> TrainingWindows:
+    """Windows of 2 to 30 events, one a user."""
+    stops = np.random.default_rng(0).integers(2, 31, count)
+    return TrainingWindows.cut(stops, WindowShape(length=30, overlap=1))
+
+
+@given(st.integers(1, 90), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32))
+def test_an_epoch_holds_every_window_once(count: int, batch_size: int, pool: int, seed: int) -> None:
+    windows = some_windows(count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "POOL_BATCHES", pool)
+        epoch = list(windows.epoch(batch_size, np.random.default_rng(seed)))
+    assert sorted(np.concatenate(epoch)) == list(range(count))
+    sizes = sorted(len(chosen) for chosen in epoch)
+    assert len(epoch) == -(-count // batch_size)
+    assert sizes[1:] == [batch_size] * (len(epoch) - 1)
+
+
+def test_epochs_differ_by_seed_and_by_nothing_else() -> None:
+    windows = some_windows(50)
+
+    def order(seed: int) -> list[int]:
+        return np.concatenate(list(windows.epoch(8, np.random.default_rng(seed)))).tolist()
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_windows_of_a_batch_are_of_like_length() -> None:
+    """Otherwise half of every batch would be padding."""
+    windows = some_windows(640)
+    lengths = windows.stops - windows.starts
+    epoch = list(windows.epoch(16, np.random.default_rng(0)))
+    spreads = [int(lengths[chosen].max() - lengths[chosen].min()) for chosen in epoch]
+    assert np.mean(spreads) <= 2
+    assert [int(lengths[chosen].max()) for chosen in epoch[:5]] != sorted(lengths[chosen].max() for chosen in epoch[:5])
+
+
+def test_load_gives_the_events_of_the_chosen_windows() -> None:
+    windows = TrainingWindows.cut(np.array([6, 3]), WindowShape(length=4, overlap=1))
+    loaded = windows.load(store_of([[1, 2, 3, 4, 5, 6, 7], [8, 9, 10]]), np.array([2, 0]))
+    assert loaded.items.tolist() == [[8, 9, 10, 0], [3, 4, 5, 6]]
+    assert loaded.timestamps.tolist() == [[7, 8, 9, 0], [2, 3, 4, 5]]
+    assert loaded.lengths.tolist() == [3, 4]
+
+
+def test_every_event_predicts_the_next_by_hand() -> None:
+    batch = next_item_batch(windows_of([[5, 6, 7], [8, 9], [3]]))
+    assert batch.history.tolist() == [[5, 6], [8, 0], [0, 0]]
+    assert batch.target.tolist() == [[6, 7], [9, 0], [0, 0]]
+    assert batch.lengths.tolist() == [2, 1, 0]
+    assert batch.num_targets == 3
+
+
+def numbered_batch(rows: int) -> TrainBatch:
+    """Row r holds r + 1 everywhere."""
+    numbers = torch.arange(1, rows + 1)[:, None].expand(-1, 3).contiguous()
+    return TrainBatch(numbers, 10 * numbers, torch.arange(1, rows + 1).int())
+
+
+@given(st.integers(1, 9), st.integers(1, 12))
+def test_the_parts_of_a_batch_are_the_batch(rows: int, parts: int) -> None:
+    batch = numbered_batch(rows)
+    shares = [batch.share(part, parts) for part in range(parts)]
+    assert all(len(share.lengths) >= 1 for share in shares), "a process without rows would leave the others waiting"
+    held = [share for share in shares if share.num_targets]
+    assert sorted(torch.cat([share.history for share in held])[:, 0].tolist()) == list(range(1, rows + 1))
+    assert sum(share.num_targets for share in shares) == batch.num_targets
+    for share in held:
+        assert torch.equal(share.target, 10 * share.history)
+        assert torch.equal(share.lengths.long(), share.history[:, 0])
+
+
+def test_a_part_without_rows_predicts_nothing() -> None:
+    share = numbered_batch(2).share(4, 5)
+    assert share.history.shape == (1, 3)
+    assert share.lengths.tolist() == [1]
+    assert not share.target.any()
+
+
+def test_histories_by_index_and_by_mask() -> None:
+    histories = histories_of([[1], [2, 3], [4, 5, 6]])
+    assert histories.rows(torch.tensor([2, 0])).items[:, 0].tolist() == [4, 1]
+    assert histories.rows(histories.lengths > 1).lengths.tolist() == [2, 3]
