@@ -46,7 +46,7 @@ class ItemIndex:
 
         k' = min(k, items left to find).
         """
-        barred = np.unique(excluded) - 1 if excluded is not None else np.empty(0, dtype=np.int64)
+        barred = np.unique(excluded[excluded > 0]) - 1 if excluded is not None else np.empty(0, dtype=np.int64)
         k = min(k, self.num_items - len(barred))
         if k <= 0:
             return np.empty((len(queries), 0), dtype=np.int64), np.empty((len(queries), 0), dtype=np.float32)

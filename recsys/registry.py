@@ -10,6 +10,8 @@ from recsys.tracking import experiment_id, mlflow_client
 
 BUNDLE_ARTIFACT = "bundle"
 URI_PREFIX = "models:/"
+STEPS_BACK = 50
+"""Earlier versions that an alias remembers; MLflow bounds the length of a tag."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _holder_run(client: Any, bundle: Bundle) -> str:
 def _point(client: Any, name: str, alias: str, version: str) -> Registered:
     trail = _trail(client, name, alias)
     client.set_registered_model_alias(name, alias, version)
-    client.set_registered_model_tag(name, _trail_tag(alias), ",".join([*trail, version]))
+    client.set_registered_model_tag(name, _trail_tag(alias), ",".join([*trail, version][-STEPS_BACK:]))
     return Registered(name, alias, version, trail[-1] if trail else None)
 
 

@@ -156,7 +156,8 @@ def popularity_deciles(counts: IntArray) -> np.ndarray:
     deciles = np.zeros(len(counts), dtype=np.int8)
     warm = np.flatnonzero(counts)
     order = warm[np.argsort(counts[warm], kind="stable")]
-    deciles[order] = 1 + (np.arange(len(order)) * 10) // max(1, len(order))
+    from_the_top = np.arange(len(order))[::-1]
+    deciles[order] = 10 - (from_the_top * 10) // max(1, len(order))
     return deciles
 
 

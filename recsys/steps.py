@@ -84,6 +84,7 @@ def writing_step(
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_folder(out)
     with _exclusive(out.with_name(f".{out.name}.lock"), f"{name}: another run is writing {out}; wait for it to end."):
+        _recover(out)
         if out.exists() and not overwrite:
             raise DataError(f"{name}: {out} exists already; choose another folder, or pass --overwrite to replace it.")
         if partial.exists() and not keep_partial:
@@ -107,11 +108,14 @@ def partial_folder(out: Path) -> Path:
 
 @contextmanager
 def _exclusive(lock: Path, refusal: str) -> Iterator[None]:
+    """Holds `lock` while the block runs; the file is removed with it, so its holder checks that it holds this one."""
     with lock.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(refusal) from None
+        if not lock.exists() or lock.stat().st_ino != os.fstat(handle.fileno()).st_ino:
+            raise DataError(refusal)
         try:
             yield
         finally:
@@ -123,11 +127,22 @@ def _replace_folder(new: Path, out: Path) -> None:
     if not out.exists():
         new.rename(out)
         return
-    retired = out.with_name(f".{out.name}.retired")
-    shutil.rmtree(retired, ignore_errors=True)
+    retired = _retired_folder(out)
     out.rename(retired)
     new.rename(out)
     shutil.rmtree(retired)
+
+
+def _recover(out: Path) -> None:
+    """Ends a replacement that was killed: the old folder comes back where the new one had not yet taken its place."""
+    retired = _retired_folder(out)
+    if retired.exists() and not out.exists():
+        retired.rename(out)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _retired_folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.retired")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -148,6 +163,8 @@ def read_manifest(folder: Path, step: str) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not valid JSON ({error}); make the folder again with `recsys {step}`.") from None
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path}: holds a {type(manifest).__name__}, not a manifest; make the folder again.")
     if manifest.get("step") != step:
         raise DataError(
             f"{folder}: was made by `recsys {manifest.get('step')}`, but the output of `recsys {step}` is needed here."

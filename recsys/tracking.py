@@ -8,7 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from recsys.errors import ConfigError
 
-DEFAULT_URI = "sqlite:///mlflow.db"
+SQLITE = "sqlite:///"
+DEFAULT_URI = f"{SQLITE}mlflow.db"
 EXPERIMENT = "recsys"
 MAX_PARAM_CHARS = 6000
 
@@ -71,34 +72,35 @@ class MLflowTracker:
 
 
 def mlflow_client() -> Any:
-    """A client of `MLFLOW_TRACKING_URI`, or of the SQLite file `mlflow.db` in the working folder."""
+    """A client of `MLFLOW_TRACKING_URI`, or of the SQLite file `mlflow.db` in the working folder; it answers."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient  # a second of import that commands without MLflow need not pay
     from mlflow.exceptions import MlflowException
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
+    uri = tracking_uri()
     try:
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
     except MlflowException as error:
-        raise ConfigError(f"MLflow: cannot use MLFLOW_TRACKING_URI={uri!r}: {error}.") from None
+        raise ConfigError(
+            f"MLflow: MLFLOW_TRACKING_URI={uri!r} does not answer as a tracking store "
+            f"({str(error).strip().splitlines()[0]}); start it, or set another; training also runs with --no-tracking."
+        ) from None
+    return client
 
 
 def experiment_id(client: Any) -> str:
     """The id of the experiment `recsys`, made where it is missing (artifacts beside a SQLite file)."""
-    from mlflow.exceptions import MlflowException
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None
+    if tracking_uri().startswith(SQLITE):
+        location = Path(tracking_uri().removeprefix(SQLITE)).absolute().with_name("mlartifacts").as_uri()
+    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
-    try:
-        found = client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return str(found.experiment_id)
-        location = None
-        if uri.startswith("sqlite:///"):
-            location = Path(uri.removeprefix("sqlite:///")).absolute().with_name("mlartifacts").as_uri()
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
-    except MlflowException as error:
-        raise ConfigError(
-            f"MLflow: {uri} does not answer as a tracking store ({str(error).splitlines()[0]}); "
-            "start it, set MLFLOW_TRACKING_URI, or pass --no-tracking."
-        ) from None
+
+def tracking_uri() -> str:
+    """Where MLflow keeps its records."""
+    return os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)

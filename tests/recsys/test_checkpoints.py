@@ -59,6 +59,8 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(tmp_path: Pat
 def test_nothing_was_saved(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) is None
     assert latest_checkpoint(tmp_path / "missing") is None
+    (tmp_path / ".00000001-0000").mkdir()
+    assert latest_checkpoint(tmp_path) is None, "killed while the first one was being written"
 
 
 def test_the_newest_stays_alone(tmp_path: Path) -> None:

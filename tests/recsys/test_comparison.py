@@ -2,6 +2,7 @@
 
 from dataclasses import astuple, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -183,6 +184,12 @@ def test_draws_are_cut_to_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None
     assert permutation_p_values(sums, 955, np.random.default_rng(0)) == pytest.approx(1 / 956)
 
 
+@pytest.mark.parametrize("change", [{"users": 19}, {"low": -0.001}, {"low": 0.0}, {"p_value": 0.05}])
+def test_a_decision_needs_users_interval_and_test(change: dict[str, Any]) -> None:
+    assert DECIDED.decided
+    assert not replace(DECIDED, **change).decided
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -208,5 +215,5 @@ def test_draws_are_cut_to_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None
         ({"users": 19}, "Not enough data: 19 users cannot tell B from A on ndcg@10."),
     ],
 )
-def test_sentences(change: dict[str, object], sentence: str) -> None:
+def test_sentences(change: dict[str, Any], sentence: str) -> None:
     assert replace(DECIDED, **change).sentence("A", "B") == sentence

@@ -96,7 +96,8 @@ class LastAndLength:
 
     def encode(self, batch: Histories) -> torch.Tensor:
         """[B, 3]; refuses what no encoder can answer."""
-        assert len(batch.lengths) and (batch.lengths > 0).all()
+        assert len(batch.lengths)
+        assert (batch.lengths > 0).all()
         last = batch.items.gather(1, batch.lengths.long()[:, None] - 1).squeeze(1)
         return torch.stack([last, batch.lengths.long(), torch.ones_like(last)], dim=1).float()
 

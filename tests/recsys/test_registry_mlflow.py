@@ -12,9 +12,6 @@ from recsys.errors import ConfigError, RegistryError
 from recsys.registry import Registered, fetch_bundle, register_bundle, roll_back
 from recsys.tracking import experiment_id, mlflow_client
 
-# MLflow's own tables use an option that SQLAlchemy 2.1 warns of
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -126,7 +126,7 @@ def test_cases_and_their_tags_equal_a_plain_loop(histories: Histories, data: st.
                 "history_length": position,
                 "new_user": train[row] == 0,
                 "cold_item": counts[item] == 0,
-                "popularity_decile": 1 + 10 * less_popular // len(counts) if counts[item] else 0,
+                "popularity_decile": 10 - 10 * (len(counts) - 1 - less_popular) // len(counts) if counts[item] else 0,
             })
     cases = build_cases(store_of(histories), split_of(train, validation), part, NUM_ROWS)
     assert tuple(cases.columns) == CASE_COLUMNS

@@ -107,13 +107,22 @@ def test_steps_take_the_scheduled_rates(tmp_path: Path) -> None:
     assert taken == [trainer.config.rate(step, steps) for step in range(steps)]
 
 
-def test_the_reported_loss_is_the_mean_over_all_targets(tmp_path: Path) -> None:
+def test_the_reported_loss_is_the_mean_over_the_epochs_targets(tmp_path: Path) -> None:
     """With a rate too small to move anything, an epoch's loss is that of the whole data at once."""
     model = sasrec()
-    trainer = trainer_of(model, tmp_path, epochs=1, learning_rate=1e-12)
-    everything = trainer.windows.load(trainer.store, np.arange(len(trainer.windows)))
-    expected = model.loss(model.training_batch(everything, np.random.default_rng(0))).item()
-    assert fit(trainer) == [pytest.approx(expected, rel=1e-5)]
+    trainer = trainer_of(model, tmp_path, epochs=2, learning_rate=1e-12)
+    everything = model.training_batch(
+        trainer.windows.load(trainer.store, np.arange(len(trainer.windows))), np.random.default_rng(0)
+    )
+    counted: list[int] = []
+
+    def validate() -> dict[str, float]:
+        counted.append(trainer.progress.targets)
+        return {}
+
+    expected = model.loss(everything).item()
+    assert fit(trainer, validate) == pytest.approx([expected, expected], rel=1e-5)
+    assert counted == [everything.num_targets] * 2, "each epoch counts its own"
 
 
 def test_training_learns_the_rule(tmp_path: Path) -> None:
@@ -163,8 +172,9 @@ def test_decay_spares_biases_and_norms(tmp_path: Path) -> None:
 def test_four_micro_batches_equal_one_batch(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     """Rows have unlike numbers of targets and one batch has three rows only, so a mean of means would differ."""
     size = len(trainer_of(make(), tmp_path).windows) - 3
-    whole = trainer_of(make(), tmp_path / "1", batch_size=size)
-    parts = trainer_of(make(), tmp_path / "4", batch_size=size, accumulation=4)
+    settings = {"learning_rate": 3e-2, "warmup_steps": 0, "clip_norm": 0.3}
+    whole = trainer_of(make(), tmp_path / "1", batch_size=size, **settings)
+    parts = trainer_of(make(), tmp_path / "4", batch_size=size, accumulation=4, **settings)
     assert fit(parts) == pytest.approx(fit(whole), rel=1e-5)
 
 
