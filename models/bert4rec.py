@@ -5,6 +5,7 @@ Deviates on purpose:
   - masks are drawn anew for every batch, not once before training;
   - the share of batch rows that mask only the last item is a setting (official data: 1 window in 11);
   - the padding and mask rows are no classes of the softmax, and no token-type table is kept (it is one constant);
+  - optionally, distances in place of learned positions (`recency`: ALiBi, Press et al., ICLR 2022, steeper);
   - no dropout on attention weights.
 As in the official code, and unlike the paper's formula: LayerNorm in the head, tied output table with a bias, exact
 number of masks, and every chosen position becomes [mask].
@@ -22,14 +23,17 @@ from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape
 from recsys.errors import ConfigError
-from recsys.layers import BlockConfig, BlockStack, init_weights, last_valid
+from recsys.layers import BlockConfig, BlockStack, check_transformer, init_weights, last_valid
 from recsys.losses import next_item_cross_entropy
 from recsys.sequences import IntArray, Windows
 
 
 @dataclass(frozen=True, kw_only=True)
 class BERT4RecConfig:
-    """Architecture and cloze task; `max_len` counts the [mask] that asks for the next item."""
+    """Architecture and cloze task; `max_len` counts the [mask] that asks for the next item.
+
+    `recency` above 0 puts a penalty on attention by distance (its steepest slope) in place of learned positions.
+    """
 
     num_items: int
     max_len: int = 200
@@ -40,13 +44,10 @@ class BERT4RecConfig:
     dropout: float = 0.2
     mask_share: float = 0.2
     last_item_share: float = 0.1
+    recency: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.embedding_dim % self.num_heads:
-            raise ConfigError(
-                f"BERT4RecConfig: embedding_dim={self.embedding_dim} cannot be split over num_heads={self.num_heads}; "
-                "make the first a multiple of the second."
-            )
+        check_transformer(self)
         if self.max_len < 2:
             raise ConfigError(f"BERT4RecConfig: max_len={self.max_len} leaves no room for an event and the mask.")
         if not (0 < self.mask_share < 1 and 0 <= self.last_item_share <= 1):
@@ -72,9 +73,10 @@ class BERT4Rec(nn.Module):
             activation="gelu",
             norm_first=False,
             norm_eps=1e-12,
+            recency=config.recency,
         )
         self.items = nn.Embedding(config.num_items + 2, config.embedding_dim, padding_idx=0)
-        self.positions = nn.Embedding(config.max_len, config.embedding_dim)
+        self.positions = None if config.recency else nn.Embedding(config.max_len, config.embedding_dim)
         self.embedding_norm = nn.LayerNorm(config.embedding_dim, eps=block.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = BlockStack(block, config.num_blocks)
@@ -88,7 +90,9 @@ class BERT4Rec(nn.Module):
     def hidden_states(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         """State at each position, from both sides; padding is never looked at."""
         key_mask = (tokens != 0)[:, None, None, :]
-        x = self.items(tokens) + self.positions.weight[: tokens.shape[1]]
+        x = self.items(tokens)
+        if self.positions is not None:
+            x = x + self.positions.weight[: tokens.shape[1]]
         return self.blocks(self.dropout(self.embedding_norm(x)), key_mask=key_mask)
 
     def predictions(self, states: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D+1"]:

@@ -61,20 +61,24 @@ def preset(name: str, variant: str | None = None) -> dict[str, Any]:
 
 
 def model_config(name: str, values: dict[str, Any], num_items: int) -> ModelConfig:
-    """Validates the `model` section of a config; `num_items` is filled in where the model has it."""
+    """Validates the `model` section of a config; `num_items` is added where the model has it, never taken from it."""
     config_class = MODELS[name][1]
-    given = dict(values)
-    if "num_items" in {field.name for field in fields(config_class)}:
-        given["num_items"] = num_items
-    return ModelConfig(name, build_config(config_class, given, f"model {name}"))
+    if "num_items" not in {field.name for field in fields(config_class)}:
+        return ModelConfig(name, build_config(config_class, values, f"model {name}"))
+    if "num_items" in values:
+        raise ConfigError(f"model {name}: num_items={values['num_items']} cannot be set; it comes from the catalogue.")
+    return ModelConfig(name, build_config(config_class, {**values, "num_items": num_items}, f"model {name}"))
 
 
 def build_config(config_class: type[Any], values: dict[str, Any], where: str) -> Any:
     """An instance of a config dataclass; unknown keys and wrong types are errors that name the key."""
-    known = {field.name for field in fields(config_class)}
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{where}: no setting {key!r}{_hint(key, known)}; known are {', '.join(sorted(known))}.")
+    types = {field.name: field.type for field in fields(config_class)}
+    for key, value in values.items():
+        if key not in types:
+            raise ConfigError(f"{where}: no setting {key!r}{_hint(key, types)}; known are {', '.join(sorted(types))}.")
+        # pydantic reads True as 1, and YAML reads yes and on as True.
+        if isinstance(value, bool) and types[key] in {int, float, int | None, float | None}:
+            raise ConfigError(f"{where}: {key}={value} is not usable: a number is needed, not true or false.")
     try:
         return TypeAdapter(config_class).validate_python(values)
     except ValidationError as error:

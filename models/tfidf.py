@@ -28,31 +28,35 @@ class Tfidf:
 
     max_len = 1
 
-    def __init__(self, config: TfidfConfig, similarity: sparse.csr_array) -> None:
+    def __init__(self, config: TfidfConfig, vectors: sparse.csr_array) -> None:
         self.config = config
-        self.similarity = similarity
+        self.vectors = vectors
 
     @classmethod
     def fit(cls, config: TfidfConfig, events: TrainingEvents, items: pl.DataFrame) -> "Tfidf":  # noqa: ARG003
         """From the item table alone."""
         texts = item_texts(items)
-        if not any(map(WORD.search, texts)):
+        if not has_text(items):
             raise DataError("tfidf: the item table has no text; ingest an item table with --items, or leave it out.")
-        vectors = tfidf_vectors(["", *texts])
-        return cls(config, sparse.csr_array(vectors @ vectors.T))
+        return cls(config, tfidf_vectors(["", *texts]))
 
     def scores(self, batch: Histories) -> Float[Tensor, "B V"]:
         """Zero for items without a common word."""
-        return dense(self.similarity[last_items(batch)])
+        return dense(self.vectors[last_items(batch)] @ self.vectors.T)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The similarity matrix."""
-        return csr_arrays("similarity", self.similarity)
+        """Vectors of all item rows."""
+        return csr_arrays("vectors", self.vectors)
 
     @classmethod
     def from_arrays(cls, config: TfidfConfig, arrays: Mapping[str, np.ndarray]) -> "Tfidf":
         """From what `arrays` gave."""
-        return cls(config, csr_from_arrays("similarity", arrays))
+        return cls(config, csr_from_arrays("vectors", arrays))
+
+
+def has_text(items: pl.DataFrame) -> bool:
+    """Whether any item is described by at least one word."""
+    return any(map(WORD.search, item_texts(items)))
 
 
 def item_texts(items: pl.DataFrame) -> list[str]:
@@ -60,7 +64,7 @@ def item_texts(items: pl.DataFrame) -> list[str]:
     columns = [
         pl.col(name).list.join(" ") if dtype == pl.List(pl.String) else pl.col(name)
         for name, dtype in items.schema.items()
-        if name != "item_id" and dtype in {pl.String, pl.List(pl.String)}
+        if name not in {"item_id", "image"} and dtype in {pl.String, pl.List(pl.String)}
     ]
     if not columns:
         return [""] * len(items)

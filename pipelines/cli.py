@@ -28,7 +28,21 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output where it exists already.")]
+Seed = Annotated[int, typer.Option(min=0, help="Decides every random number.")]
 PartOption = Annotated[Literal["validation", "test"], typer.Option(help="Which cases.")]
+
+# Modules of the optional dependencies: what to install where one is missing.
+EXTRAS = {
+    "train": ("torch", "jaxtyping", "accelerate", "scipy", "onnx", "onnxscript"),
+    "serve": ("fastapi", "starlette", "uvicorn", "onnxruntime", "prometheus_client", "jinja2"),
+}
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback; may stand anywhere.")] = False,
+) -> None:
+    """Names `--debug` in the help; `main` takes it out of the arguments before they come here."""
 
 
 @app.command()
@@ -150,7 +164,7 @@ def train(
     set: Annotated[  # noqa: A002 - the option's public name
         list[str], typer.Option(help="section.key=value over file and preset, e.g. model.dropout=0.1.")
     ] = [],  # noqa: B006
-    seed: Annotated[int, typer.Option(help="Decides every random number.")] = 0,
+    seed: Seed = 0,
     tracking: Annotated[bool, typer.Option(help="Log to MLflow (MLFLOW_TRACKING_URI or ./mlflow.db).")] = True,
     restart: Annotated[bool, typer.Option("--restart", help="Discard an interrupted run with other settings.")] = False,
     overwrite: Overwrite = False,
@@ -221,7 +235,7 @@ def compare(
     b: Annotated[Path, typer.Argument(help="The one that might replace it.")],
     part: PartOption = "test",
     draws: Annotated[int, typer.Option(min=100, help="Bootstrap resamples and permutations.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+    seed: Seed = 0,
     segments: Annotated[bool, typer.Option("--segments", help="Also every segment.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -310,7 +324,7 @@ def serve(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Of the trainings.")] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """All of it on MovieLens-100K: ingest, prepare, train, evaluate, compare, export, register.
@@ -367,29 +381,45 @@ def result_console() -> Console:
 
 def print_json(content: dict[str, Any]) -> None:
     """One JSON object on standard output."""
-    typer.echo(json.dumps(content, indent=2, default=str))
+    typer.echo(json.dumps(content, indent=2, default=str, allow_nan=False))
+
+
+def explained(error: Exception) -> str:
+    """What was wrong in one line, and what to do; an error that the user did not cause is called a bug."""
+    if isinstance(error, RecsysError):
+        return str(error)
+    if isinstance(error, OSError):
+        return explained_os_error(error)
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_with(error.name or "")):
+        return f"this command needs {error.name}; install it with pip install 'recsys[{extra}]'."
+    return f"unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where it arose."
+
+
+def explained_os_error(error: OSError) -> str:
+    """The file and the reason; what exists already where a folder is to be made is a file."""
+    reason = "not a directory" if isinstance(error, FileExistsError) else (error.strerror or str(error)).lower()
+    return f"cannot read or write {error.filename}: {reason}." if error.filename else f"{reason}."
+
+
+def extra_with(module: str) -> str | None:
+    """The optional part of this package that brings a module."""
+    package = module.partition(".")[0]
+    return next((extra for extra, modules in EXTRAS.items() if package in modules), None)
 
 
 def main() -> None:
-    """Runs the command; a `RecsysError` becomes one line and its exit code."""
+    """Runs the command; an error becomes one line on standard error and an exit code, or with --debug a traceback."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
-    except RecsysError as error:
-        if debug:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         if debug:
             raise
-        typer.echo(
-            f"error: unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where it arose.", err=True
-        )
-        sys.exit(1)
+        typer.echo(f"error: {explained(error)}", err=True)
+        sys.exit(error.exit_code if isinstance(error, RecsysError) else 1)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ def compare(config: CompareConfig) -> list[Difference]:
     """Differences B - A for all metrics, overall and by segment."""
     folder_a, folder_b = open_evaluation(config.a, config.part), open_evaluation(config.b, config.part)
     settings_a, settings_b = (read_manifest(folder, "evaluate")["config"] for folder in (folder_a, folder_b))
-    for key, value in settings_a.items():
-        if settings_b[key] != value:
+    for key in ("data", "part", "seen", "cutoffs"):
+        if settings_a[key] != settings_b[key]:
             raise DataError(
-                f"compare: {config.a} was evaluated with {key}={value}, {config.b} with {key}={settings_b[key]}; "
+                f"compare: {config.a} was evaluated with {key}={settings_a[key]}, {config.b} with {settings_b[key]}; "
                 "evaluate both the same way."
             )
     return compare_cases(

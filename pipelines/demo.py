@@ -59,7 +59,7 @@ class Demo:
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: per model its metrics, seconds per stage, the bundle's path."""
-        reports = {**self.evaluation.floors, **self.evaluation.runs}
+        reports = {**self.evaluation.runs, **self.evaluation.floors}
         return {
             "metrics": {name: report["metrics"] for name, report in reports.items()},
             "cases": next(iter(reports.values()))["cases"],
@@ -100,7 +100,7 @@ def demo(out: Path, seed: int, reporter: Reporter) -> Demo:
     )
     for name in MODELS:
         stage(f"train {name}", partial(train, selection(name, out, seed), reporter))
-        stage(f"refit {name}", partial(train, refit(name, out, seed), reporter))
+        stage(f"refit {name}", partial(train, refit(name, out), reporter))
     selected = [out / "runs" / name for name in MODELS]
     refits = [out / "runs" / f"{name}-refit" for name in MODELS]
     evaluation = stage("evaluate", lambda: evaluate(EvaluateConfig(runs=(*selected, *refits)), reporter))
@@ -132,14 +132,13 @@ def selection(name: str, out: Path, seed: int) -> TrainConfig:
     )
 
 
-def refit(name: str, out: Path, seed: int) -> TrainConfig:
+def refit(name: str, out: Path) -> TrainConfig:
     """The same once more on everything before the test part: what ships."""
     return TrainConfig(
         data=out / "prepared",
         model=name,
         out=out / "runs" / f"{name}-refit",
         refit=out / "runs" / name,
-        seed=seed,
         overwrite=True,
         restart=True,
     )
@@ -184,4 +183,4 @@ def print_demo(result: Demo, console: Console) -> None:
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items())
     typer.echo(f"\n{total:.0f} s in all ({stages})")
     typer.echo(f"The champion is {result.registered}, its bundle {result.bundle}. Open the service with\n")
-    typer.echo(f"    recsys serve {result.bundle}\n\nand look at http://127.0.0.1:8000/")
+    typer.echo(f"    make serve    (or: recsys serve {result.bundle})\n\nand look at http://127.0.0.1:8000/")

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models.registry import FLOORS
+from models.registry import FLOORS, model_config, preset
 from pipelines.loading import fit_floor, floors_for, run_scorer
 from pipelines.reporter import Reporter
+from recsys import __version__
 from recsys.contracts import CatalogScorer
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import rank_cases, summarise
@@ -95,7 +96,8 @@ def run_report(
     if config.part == "validation" and run.fit_on != "train":
         raise DataError(f"evaluate: {run.folder} was trained on the validation events; only --part test can judge it.")
     scorer = run_scorer(run, prepared)
-    return rank_into(run.evaluation(config.part), run.name, scorer, prepared, config, seen, reporter)
+    settings = evaluation_settings(prepared, config, seen)
+    return rank_into(run.evaluation(config.part), run.name, scorer, prepared, settings, reporter)
 
 
 def floor_report(
@@ -103,11 +105,11 @@ def floor_report(
 ) -> dict[str, Any]:
     """Evaluates a floor into the prepared data's folder, once: nobody ranks twice."""
     out = prepared.folder / "floors" / config.part / name
-    settings = evaluation_settings(prepared, config, seen)
+    settings = evaluation_settings(prepared, config, seen) | floor_settings(name, prepared)
     if out.exists() and read_manifest(out, "evaluate")["config"] == settings:
         report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
         return report
-    return rank_into(out, name, fit_floor(name, prepared, config.part), prepared, config, seen, reporter)
+    return rank_into(out, name, fit_floor(name, prepared, config.part), prepared, settings, reporter)
 
 
 def evaluation_settings(prepared: Prepared, config: EvaluateConfig, seen: SeenRule) -> dict[str, Any]:
@@ -115,24 +117,28 @@ def evaluation_settings(prepared: Prepared, config: EvaluateConfig, seen: SeenRu
     return {"data": prepared.fingerprint, "part": config.part, "seen": seen, "cutoffs": list(config.cutoffs)}
 
 
+def floor_settings(name: str, prepared: Prepared) -> dict[str, Any]:
+    """What a floor's figures depend on besides: its own settings and this version's code."""
+    config = model_config(name, preset(name)["model"], prepared.catalog.num_items)
+    return {"floor": config.as_dict(), "recsys": __version__}
+
+
 def rank_into(
     out: Path,
     name: str,
     scorer: CatalogScorer,
     prepared: Prepared,
-    config: EvaluateConfig,
-    seen: SeenRule,
+    settings: dict[str, Any],
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Ranks all cases of the part; writes `cases.parquet` and `report.json`."""
-    cases = prepared.cases(config.part)
+    """Ranks all cases of the part by `evaluation_settings`; writes `cases.parquet` and `report.json`."""
+    cases, seen, cutoffs = prepared.cases(settings["part"]), settings["seen"], settings["cutoffs"]
     num_rows = prepared.catalog.num_rows
     counts = prepared.training_events().item_counts()
-    settings = evaluation_settings(prepared, config, seen)
     with writing_step("evaluate", out, config=settings, inputs=[prepared.folder], overwrite=True) as step:
         with reporter.task(f"evaluate {name}", len(cases)) as advance:
-            ranked = rank_cases(scorer, prepared.store, cases, num_rows, seen, config.cutoffs, progress=advance)
-        report = summarise(ranked, counts, config.cutoffs)
+            ranked = rank_cases(scorer, prepared.store, cases, num_rows, seen, cutoffs, progress=advance)
+        report = {"seen": seen, **summarise(ranked, counts, cutoffs)}
         ranked.cases.write_parquet(step.folder / CASES)
         write_json(step.folder / REPORT, report)
         step.counts["cases"] = len(cases)

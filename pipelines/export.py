@@ -15,7 +15,7 @@ from recsys.bundle import Bundle, ModelCard, open_bundle
 from recsys.contracts import TrainableRetriever
 from recsys.errors import ConfigError
 from recsys.export import check_encoder, write_bundle_files
-from recsys.prepared import Prepared
+from recsys.prepared import Prepared, SeenRule
 from recsys.runs import Run, open_run
 from recsys.steps import writing_step
 
@@ -53,7 +53,7 @@ def export(config: ExportConfig) -> Bundle:
     with writing_step(
         "export", config.out, config={"run": str(config.run)}, inputs=[config.run], overwrite=config.overwrite
     ) as step:
-        metrics = evaluation_metrics(run)
+        metrics = evaluation_metrics(run, prepared.seen)
         write_bundle_files(
             step.folder, retriever, card, prepared.catalog, prepared.items, fallback.scores.numpy(), metrics
         )
@@ -67,14 +67,13 @@ def export(config: ExportConfig) -> Bundle:
     return open_bundle(config.out)
 
 
-def evaluation_metrics(run: Run) -> dict[str, Any]:
-    """The run's test report where it was evaluated, its best validation figure in any case."""
+def evaluation_metrics(run: Run, seen: SeenRule) -> dict[str, Any]:
+    """The run's test report where it was evaluated by the rule it is served by; its validation figure in any case."""
     counts = run.manifest["counts"]
     metrics: dict[str, Any] = {"validation": {HEADLINE: counts[f"best_validation_{HEADLINE}"]}}
-    report = run.evaluation("test") / REPORT
-    if report.exists():
-        metrics["test"] = json.loads(report.read_text(encoding="utf-8"))
-    return metrics
+    path = run.evaluation("test") / REPORT
+    report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return metrics | ({"test": report} if report.get("seen") == seen else {})
 
 
 def real_histories(prepared: Prepared, max_len: int) -> Histories:

@@ -9,7 +9,16 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 from pipelines.reporter import Reporter
-from recsys.cleaning import CleanRows, clean, log_counts, order_events, refuse_empty, validated, without_duplicates
+from recsys.cleaning import (
+    CleanRows,
+    clean,
+    log_counts,
+    order_events,
+    refuse_empty,
+    refuse_wrong_unit,
+    validated,
+    without_duplicates,
+)
 from recsys.errors import ConfigError, DataError
 from recsys.item_table import all_items, read_items, sibling_item_table
 from recsys.partitions import write_events
@@ -78,6 +87,7 @@ def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
     inputs = [*sources, *expand_sources([items_path] if items_path else [])]
     with writing_step("ingest", config.out, config=asdict(config), inputs=inputs, overwrite=config.overwrite) as step:
         log = read_log(sources, config, reporter or Reporter(quiet=True))
+        refuse_wrong_unit(log.rows, log.time_unit)
         refuse_empty(log.rows, sources)
         rows = validated(arrange(log, config.duplicates))
         step.counts.update(log_counts(rows, log.time), time_unit=log.time_unit, roles=log.roles, layouts=log.layouts)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-import polars as pl
 import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
 from models.popularity import Popularity, PopularityConfig
 from models.registry import ModelConfig, build_config, model_config, preset
+from models.tfidf import has_text
 from recsys.contracts import CatalogScorer, TrainableRetriever
 from recsys.prepared import Prepared
 from recsys.ranking import RetrieverScorer
@@ -69,8 +69,7 @@ def fit_floor(name: str, prepared: Prepared, part: Part) -> CatalogScorer:
 
 def floors_for(prepared: Prepared, names: tuple[str, ...]) -> list[str]:
     """The floors that the data allows: no recent popularity without times, no TF-IDF without text."""
-    has_text = any(
-        dtype in {pl.String, pl.List(pl.String)} and name != "item_id" for name, dtype in prepared.items.schema.items()
-    )
-    impossible = ({"popularity-recent"} if prepared.time == "order" else set()) | (set() if has_text else {"tfidf"})
+    impossible = {"popularity-recent"} if prepared.time == "order" else set()
+    if not has_text(prepared.items):
+        impossible.add("tfidf")
     return [name for name in names if name not in impossible]

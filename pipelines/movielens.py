@@ -82,4 +82,6 @@ def write_atomic_files(archive: bytes, folder: Path) -> None:
         genres.list.join(" ").alias("class:token_seq"),
     )
     table.write_csv(folder / "ml-100k.item", separator="\t", quote_style="never")
-    (folder / "ml-100k.inter").write_bytes(ratings)
+    complete = folder / "ml-100k.inter.new"
+    complete.write_bytes(ratings)
+    complete.rename(folder / "ml-100k.inter")  # last: its presence says that both files are whole

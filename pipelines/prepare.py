@@ -159,8 +159,10 @@ def instant(text: str) -> int:
 
 
 def iso(timestamp: int) -> str:
-    """ISO text of microseconds since 1970, UTC."""
-    return datetime.fromtimestamp(timestamp / 1_000_000, UTC).isoformat()
+    """ISO text of microseconds since 1970, UTC; numpy also writes years that `datetime` cannot hold."""
+    seconds, microseconds = divmod(timestamp, 1_000_000)
+    fraction = f".{microseconds:06}" if microseconds else ""
+    return f"{np.datetime64(seconds, 's')}{fraction}+00:00"
 
 
 def repeat_share(events: pl.DataFrame) -> float:

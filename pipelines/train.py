@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from recsys.training import Trainer, TrainingConfig
 WATCHED = "ndcg@10"
 WATCHED_CUTOFFS = (10,)
 MLFLOW_RUN = "mlflow_run_id"
+SCRATCH = ("checkpoints", ".tracking")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class Plan:
     model: ModelConfig
     training: TrainingConfig
     seed: int
+    stop_after: int | None = None
     fit_on: FitOn = "train"
     selected: dict[str, float] = field(default_factory=dict)
 
@@ -73,7 +75,14 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The config as resolved: what the run's `config.yaml` holds."""
-        sections = {"name": self.model.name, "fit_on": self.fit_on, "seed": self.seed, "model": self.model.as_dict()}
+        sections = {
+            "name": self.model.name,
+            "data": self.prepared.fingerprint,
+            "fit_on": self.fit_on,
+            "seed": self.seed,
+            "stop_after": self.stop_after,
+            "model": self.model.as_dict(),
+        }
         return sections | ({"training": asdict(self.training)} if self.by_gradient else {})
 
     @property
@@ -95,10 +104,11 @@ def train(config: TrainConfig, reporter: Reporter) -> Run | None:
         "train",
         config.out,
         config=plan.as_dict(),
-        inputs=[config.data],
-        seed=config.seed,
+        inputs=[path for path in (config.data, config.refit) if path is not None],
+        seed=plan.seed,
         overwrite=config.overwrite,
         keep_partial=True,
+        scratch=SCRATCH,
     ) as step:
         begin_or_continue(step.folder, plan, restart=config.restart)
         if plan.by_gradient:
@@ -128,7 +138,7 @@ def make_plan(config: TrainConfig) -> Plan:
 
 
 def refit_plan(config: TrainConfig, run: Run, prepared: Prepared) -> Plan:
-    """The run's own settings and number of best epochs, on everything before the test part."""
+    """The run's own settings, seed and schedule up to its best epoch, on everything before the test part."""
     if config.preset or config.config_file or config.settings:
         raise ConfigError(f"train: --refit takes every setting from {run.folder}; drop --preset, --config and --set.")
     if run.model != config.model or run.prepared().fingerprint != prepared.fingerprint or run.fit_on != "train":
@@ -137,12 +147,12 @@ def refit_plan(config: TrainConfig, run: Run, prepared: Prepared) -> Plan:
             f"{config.model!r} run on train of {prepared.folder}."
         )
     counts = run.manifest["counts"]
-    training = build_config(TrainingConfig, run.config.get("training", {}), "training")
     return Plan(
         prepared=prepared,
         model=stored_config(run, prepared),
-        training=replace(training, epochs=counts.get("best_epoch", training.epochs)),
-        seed=config.seed,
+        training=build_config(TrainingConfig, run.config.get("training", {}), "training"),
+        seed=run.config["seed"],
+        stop_after=counts.get("best_epoch"),
         fit_on="train+validation",
         selected={key: value for key, value in counts.items() if key.startswith("best_")},
     )
@@ -154,6 +164,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as a config file ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
@@ -169,7 +181,10 @@ def parse_setting(text: str) -> dict[str, Any]:
     section, dot, key = path.partition(".")
     if not (equals and dot and key):
         raise ConfigError(f"--set {text}: expected section.key=value, such as model.dropout=0.1.")
-    return {section: {key: yaml.safe_load(value)}}
+    try:
+        return {section: {key: yaml.safe_load(value)}}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: not a YAML value ({' '.join(str(error).split())}).") from None
 
 
 def merge(sections: dict[str, Any], update: dict[str, Any], where: str, known: set[str]) -> None:
@@ -184,7 +199,7 @@ def merge(sections: dict[str, Any], update: dict[str, Any], where: str, known: s
 
 def begin_or_continue(folder: Path, plan: Plan, *, restart: bool) -> None:
     """Leaves `folder` holding this plan's config: fresh, or of an interrupted run with the same one."""
-    config = yaml.safe_dump(plan.as_dict() | {"data": plan.prepared.fingerprint}, sort_keys=False)
+    config = yaml.safe_dump(plan.as_dict(), sort_keys=False)
     path = folder / CONFIG
     if path.exists() and (restart or path.read_text(encoding="utf-8") != config):
         if not restart:
@@ -216,8 +231,6 @@ def train_by_gradient(step: Step, plan: Plan, tracking: bool, reporter: Reporter
     save_file({name: value.contiguous() for name, value in trainer.best.items()}, step.folder / WEIGHTS)
     epochs = trainer.progress.epochs
     (step.folder / EPOCHS).write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs), encoding="utf-8")
-    shutil.rmtree(step.folder / "checkpoints")
-    (step.folder / MLFLOW_RUN).unlink(missing_ok=True)
     step.counts.update({
         "parameters": sum(value.numel() for value in trainer.best.values()),
         "windows": len(trainer.windows),
@@ -242,7 +255,8 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
     trainer = Trainer(model, plan.prepared.store, windows, plan.training, plan.seed, folder, tracker)
     if trainer.resume():
         reporter.say(f"train {plan.model.name}: going on after epoch {trainer.progress.epoch}")
-    with reporter.task(f"train {plan.model.name}", plan.training.epochs * trainer.batches_per_epoch) as advance:
+    epochs = plan.stop_after or plan.training.epochs
+    with reporter.task(f"train {plan.model.name}", epochs * trainer.batches_per_epoch) as advance:
         advance(trainer.progress.step)
 
         def on_epoch(figures: dict[str, float]) -> None:
@@ -250,7 +264,7 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
             advance(0, f"epoch {int(figures['epoch'])} loss {figures['loss']:.4f}{quality}")
 
         validate = validation(plan, trainer) if plan.fit_on == "train" else None
-        trainer.fit(validate, WATCHED, on_epoch, on_batch=lambda: advance(1))
+        trainer.fit(validate, WATCHED, on_epoch, lambda: advance(1), plan.stop_after)
     return trainer
 
 
@@ -277,7 +291,8 @@ def validation(plan: Plan, trainer: Trainer) -> Callable[[], dict[str, float]]:
 
 def open_tracker(folder: Path, plan: Plan) -> MLflowTracker:
     """The MLflow run of this training; the one it began with when it goes on."""
-    remembered = folder / MLFLOW_RUN
+    remembered = folder / ".tracking" / MLFLOW_RUN
+    remembered.parent.mkdir(exist_ok=True)
     run_id = remembered.read_text(encoding="utf-8") if remembered.exists() else None
     sections = plan.as_dict()
     params = {

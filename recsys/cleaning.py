@@ -15,15 +15,16 @@ import polars as pl
 from recsys.errors import DataError
 from recsys.schema import ROLES, Events, Rejected, TimeKind
 from recsys.source_files import PROBLEM, ROW, RawTable, as_integers
-from recsys.timestamps import TimeUnit, to_microseconds
+from recsys.timestamps import EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE, TimeUnit, to_microseconds
 
 MISSING_USER = "missing user_id"
 MISSING_ITEM = "missing item_id"
 MISSING_TIME = "missing timestamp"
 BAD_TIME = "unreadable timestamp"
+IMPLAUSIBLE_TIME = "implausible timestamp"
 BAD_VALUE = "value is not a number"
 DUPLICATE = "duplicate"
-REASONS = (MISSING_USER, MISSING_ITEM, MISSING_TIME, BAD_TIME, BAD_VALUE, DUPLICATE)
+REASONS = (MISSING_USER, MISSING_ITEM, MISSING_TIME, BAD_TIME, IMPLAUSIBLE_TIME, BAD_VALUE, DUPLICATE)
 
 SOURCE = "#source"
 ORDER = "#order"
@@ -119,6 +120,19 @@ def refuse_empty(rows: CleanRows, sources: Sequence[Path]) -> None:
     )
 
 
+def refuse_wrong_unit(rows: CleanRows, unit: TimeUnit | None) -> None:
+    """Raises where most rows were rejected for an implausible time, which is what a wrong `unit` makes of a log."""
+    odd = rows.rejected.filter(pl.col("reason") == IMPLAUSIBLE_TIME)
+    total = len(rows.events) + len(rows.rejected)
+    if 2 * len(odd) <= total:
+        return
+    example = odd.row(0, named=True)
+    raise DataError(
+        f"{example['source']}: times of {len(odd)} of {total} rows, read with --time-unit {unit}, lie outside the "
+        f"years 1900 to 2261 (row {example['row']}: {example['content'][:120]}); name the right --time-unit."
+    )
+
+
 def _typed(table: RawTable, roles: Mapping[str, str], unit: TimeUnit, first_order: int) -> pl.DataFrame:
     order = pl.int_range(first_order + 1, first_order + len(table.frame) + 1, dtype=pl.Int64, eager=True)
     texts = {role: _text(table, roles.get(role)) for role in ROLES if role not in {"timestamp", "value"}}
@@ -137,6 +151,8 @@ def _typed(table: RawTable, roles: Mapping[str, str], unit: TimeUnit, first_orde
         .then(pl.lit(MISSING_TIME))
         .when(pl.col("timestamp").is_null())
         .then(pl.lit(BAD_TIME))
+        .when(~pl.col("timestamp").is_between(EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE))
+        .then(pl.lit(IMPLAUSIBLE_TIME))
         .when(has_value & ~pl.col("value").is_finite().fill_null(value=False))
         .then(pl.lit(BAD_VALUE))
     )

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from recsys.errors import ConfigError
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+SMALLEST = {"embedding_dim": 1, "num_blocks": 0, "num_heads": 1, "ffn_dim": 1, "recency": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,23 @@ class BlockConfig:
     activation: Literal["relu", "gelu"]
     norm_first: bool
     norm_eps: float
+    recency: float = 0.0
+    """Steepest slope of the distance penalty on attention (ALiBi); 0 is none."""
+
+
+def check_transformer(config: Any) -> None:
+    """Refuses a model's config with settings (those of `SMALLEST`, `dropout`) that no transformer can have."""
+    where = type(config).__name__
+    for name, smallest in SMALLEST.items():
+        if not getattr(config, name) >= smallest:
+            raise ConfigError(f"{where}: {name}={getattr(config, name)} must be at least {smallest}.")
+    if not 0 <= config.dropout < 1:
+        raise ConfigError(f"{where}: dropout={config.dropout} must lie in [0, 1).")
+    if config.embedding_dim % config.num_heads:
+        raise ConfigError(
+            f"{where}: embedding_dim={config.embedding_dim} cannot be split over num_heads={config.num_heads}; "
+            "make the first a multiple of the second."
+        )
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,7 @@ class SelfAttention(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.recency = config.recency
         self.qkv = nn.Linear(config.embedding_dim, 3 * config.embedding_dim)
         self.out = nn.Linear(config.embedding_dim, config.embedding_dim)
 
@@ -61,8 +82,39 @@ class SelfAttention(nn.Module):
         causal: bool = False,
     ) -> Float[Tensor, "B L D"]:
         """Mixes the values; `key_mask` is true where a key may be looked at."""
-        mixed = F.scaled_dot_product_attention(query, memory.keys, memory.values, attn_mask=key_mask, is_causal=causal)
+        mask: Tensor | None = key_mask
+        if self.recency:
+            mask = distance_penalty(query, memory.keys, self.recency)
+            mask = mask if key_mask is None else mask.masked_fill(~key_mask, -torch.inf)
+            mask = mask.masked_fill(future(query, memory.keys), -torch.inf) if causal else mask
+        mixed = F.scaled_dot_product_attention(
+            query, memory.keys, memory.values, attn_mask=mask, is_causal=causal and not self.recency
+        )
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def distance_penalty(
+    query: Float[Tensor, "B H L Dh"], keys: Float[Tensor, "B H T Dh"], steepest: float
+) -> Float[Tensor, "1 H L T"]:
+    """-slope * events between query and key, slope = steepest ** (1 + head) (ALiBi, Press et al., ICLR 2022).
+
+    Published slopes start flatter (1/16 for two heads); histories reward recency more than text does.
+    """
+    heads = torch.arange(1, query.shape[1] + 1, device=query.device, dtype=query.dtype)
+    slopes = torch.pow(torch.full_like(heads, steepest), heads)
+    return -slopes[None, :, None, None] * offsets(query, keys).abs().to(query.dtype)
+
+
+def future(query: Float[Tensor, "B H L Dh"], keys: Float[Tensor, "B H T Dh"]) -> Bool[Tensor, "L T"]:
+    """True where the key comes after the query."""
+    return offsets(query, keys) < 0
+
+
+def offsets(query: Float[Tensor, "B H L Dh"], keys: Float[Tensor, "B H T Dh"]) -> Int[Tensor, "L T"]:
+    """How many events each query comes after each key; the last query stands at the last key."""
+    length, total = query.shape[2], keys.shape[2]
+    places = torch.arange(total, device=query.device)
+    return places[total - length :, None] - places
 
 
 class Block(nn.Module):

@@ -4,6 +4,8 @@ catalog.parquet   items.parquet (rows in catalogue order)   sequences/   split/
 validation.parquet   test.parquet   manifest.json
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +16,8 @@ import polars as pl
 from recsys.catalog import Catalog
 from recsys.schema import TimeKind
 from recsys.sequences import SequenceStore
-from recsys.splits import FitOn, Part, Split, SplitKind, TrainingEvents
-from recsys.steps import MANIFEST, read_manifest, sha256
+from recsys.splits import FitOn, Part, Split, TrainingEvents
+from recsys.steps import read_manifest
 
 SeenRule = Literal["exclude", "keep"]
 
@@ -41,15 +43,11 @@ class Prepared:
         """Whether items of the history may be recommended again, as decided by `recsys prepare`."""
         return self.manifest["counts"]["seen"]
 
-    @property
-    def split_kind(self) -> SplitKind:
-        """`time` or `last-item`."""
-        return self.manifest["config"]["split"]
-
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the manifest: the same for the same prepared data."""
-        return sha256(self.folder / MANIFEST)
+        """SHA-256 over the hashes of all files: the same for the same prepared data, whenever it was prepared."""
+        content = {"files": self.manifest["files"], "seen": self.seen, "time": self.time}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def training_events(self, fit_on: FitOn = "train") -> TrainingEvents:
         """What a model may learn from."""

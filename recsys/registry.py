@@ -39,12 +39,13 @@ def register_bundle(bundle: Bundle, name: str, alias: str) -> Registered:
 def roll_back(name: str, alias: str) -> Registered:
     """Points `alias` at the version it had before, and forgets the present one."""
     client = mlflow_client()
-    trail = _trail(client, name, alias)
-    if len(trail) < 2:
+    trail, current = _trail(client, name, alias), _current(client, name, alias)
+    earlier = trail[: trail.index(current)] if current in trail else trail
+    if current is None or not earlier:
         raise RegistryError(f"{name}@{alias}: has no earlier version to go back to.")
-    client.set_registered_model_alias(name, alias, trail[-2])
-    client.set_registered_model_tag(name, _trail_tag(alias), ",".join(trail[:-1]))
-    return Registered(name, alias, trail[-2], trail[-1])
+    client.set_registered_model_alias(name, alias, earlier[-1])
+    client.set_registered_model_tag(name, _trail_tag(alias), ",".join(earlier))
+    return Registered(name, alias, earlier[-1], current)
 
 
 def fetch_bundle(uri: str) -> Path:
@@ -94,10 +95,13 @@ def _holder_run(client: Any, bundle: Bundle) -> str:
 
 
 def _point(client: Any, name: str, alias: str, version: str) -> Registered:
-    trail = _trail(client, name, alias)
+    """The trail is written first: it may then name a version the alias never reached, but never lack one."""
+    current = _current(client, name, alias)
+    trail = [entry for entry in _trail(client, name, alias) if entry != current]
+    trail += [current, version] if current is not None else [version]
+    client.set_registered_model_tag(name, _trail_tag(alias), ",".join(trail[-STEPS_BACK:]))
     client.set_registered_model_alias(name, alias, version)
-    client.set_registered_model_tag(name, _trail_tag(alias), ",".join([*trail, version][-STEPS_BACK:]))
-    return Registered(name, alias, version, trail[-1] if trail else None)
+    return Registered(name, alias, version, current)
 
 
 def _trail(client: Any, name: str, alias: str) -> list[str]:
@@ -109,6 +113,12 @@ def _trail(client: Any, name: str, alias: str) -> list[str]:
     except MlflowException:
         raise RegistryError(f"{name}: no such model in the registry; register a bundle first.") from None
     return [version for version in tag.split(",") if version]
+
+
+def _current(client: Any, name: str, alias: str) -> str | None:
+    """The version the alias points at now, wherever it was moved from."""
+    aliases = client.get_registered_model(name).aliases
+    return str(aliases[alias]) if alias in aliases else None
 
 
 def _trail_tag(alias: str) -> str:

@@ -49,11 +49,10 @@ class Run:
 
     def prepared(self) -> Prepared:
         """The data it was trained on, checked to be unchanged since."""
-        recorded = self.manifest["inputs"][0]
-        prepared = open_prepared(Path(recorded["path"]))
-        if prepared.fingerprint != recorded["sha256"]:
+        prepared = open_prepared(Path(self.manifest["inputs"][0]["path"]))
+        if prepared.fingerprint != self.config["data"]:
             raise DataError(
-                f"{self.folder}: was trained on {prepared.folder}, which has been prepared again since; train again."
+                f"{self.folder}: was trained on {prepared.folder}, which holds other data since; train again."
             )
         return prepared
 

@@ -9,7 +9,6 @@ a batch is made.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +64,6 @@ class SequenceStore:
     def lengths(self) -> IntArray:
         """Events of each user, [U]."""
         return np.diff(self.offsets)
-
-    @cached_property
-    def user_rows(self) -> dict[str, int]:
-        """user_id -> row."""
-        return {user_id: row for row, user_id in enumerate(self.user_ids)}
 
     def event_users(self) -> IntArray:
         """Row of the user of each event, [E]."""

@@ -1,4 +1,4 @@
-"""Sparse item-to-item matrices of the counting models: kept as three arrays, applied to histories."""
+"""Sparse matrices of the counting models, one row an item: kept as four arrays, applied to histories."""
 
 from collections.abc import Mapping
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from recsys.batches import Histories
 
-CSR_PARTS = ("data", "indices", "indptr")
+CSR_PARTS = ("data", "indices", "indptr", "shape")
 
 
 def csr_arrays(name: str, matrix: sparse.csr_array) -> dict[str, np.ndarray]:
-    """`name.data`, `name.indices`, `name.indptr`."""
-    return {f"{name}.{part}": getattr(matrix, part) for part in CSR_PARTS}
+    """`name.data`, `name.indices`, `name.indptr`, `name.shape`."""
+    return {f"{name}.{part}": np.asarray(getattr(matrix, part)) for part in CSR_PARTS}
 
 
 def csr_from_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> sparse.csr_array:
-    """The square matrix that `csr_arrays` took apart."""
-    rows = len(arrays[f"{name}.indptr"]) - 1
-    return sparse.csr_array(tuple(arrays[f"{name}.{part}"] for part in CSR_PARTS), shape=(rows, rows))
+    """The matrix that `csr_arrays` took apart."""
+    *parts, shape = (arrays[f"{name}.{part}"] for part in CSR_PARTS)
+    return sparse.csr_array(tuple(parts), shape=tuple(shape))
 
 
 def history_matrix(batch: Histories, num_rows: int, decay: float = 1.0) -> sparse.csr_array:

@@ -13,6 +13,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,8 +37,9 @@ class Step:
     name: str
     folder: Path
     config: Mapping[str, Any]
-    inputs: Sequence[Path]
+    inputs: Sequence[dict[str, Any]]
     seed: int | None = None
+    scratch: Sequence[str] = ()
     counts: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
@@ -47,22 +49,23 @@ class Step:
             "step": self.name,
             "recsys": __version__,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "inputs": [describe_input(path) for path in self.inputs],
+            "inputs": list(self.inputs),
             "config": dict(self.config),
             "seed": self.seed,
             "counts": self.counts,
-            "files": {
-                str(file.relative_to(self.folder)): sha256(file)
-                for file in sorted(self.folder.rglob("*"))
-                if file.is_file()
-            },
+            "files": self._hashes(),
             "libraries": library_versions(),
             "python": platform.python_version(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "commit": git_commit(),
             "seconds": round(time.perf_counter() - self.started, 3),
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_memory_mib": peak_memory_mib(),
         }
+
+    def _hashes(self) -> dict[str, str]:
+        """SHA-256 of every file that belongs to the output."""
+        files = (file.relative_to(self.folder) for file in sorted(self.folder.rglob("*")) if file.is_file())
+        return {str(file): sha256(self.folder / file) for file in files if file.parts[0] not in self.scratch}
 
 
 @contextmanager
@@ -75,12 +78,15 @@ def writing_step(
     seed: int | None = None,
     overwrite: bool = False,
     keep_partial: bool = False,
+    scratch: Sequence[str] = (),
 ) -> Iterator[Step]:
     """Yields a `Step` whose folder becomes `out` when the block ends well.
 
     With `keep_partial` an interrupted step's folder is handed on to the next run (training resumes from it);
-    otherwise it is removed and the step starts over.
+    otherwise it is removed and the step starts over. What is named in `scratch` (checkpoints) stays until `out` is
+    in place, and is no part of it.
     """
+    described = [describe_input(path) for path in inputs]
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_folder(out)
     with _exclusive(out.with_name(f".{out.name}.lock"), f"{name}: another run is writing {out}; wait for it to end."):
@@ -90,7 +96,7 @@ def writing_step(
         if partial.exists() and not keep_partial:
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
-        step = Step(name=name, folder=partial, config=config, inputs=inputs, seed=seed)
+        step = Step(name=name, folder=partial, config=config, inputs=described, seed=seed, scratch=scratch)
         try:
             yield step
         except BaseException:
@@ -99,6 +105,8 @@ def writing_step(
             raise
         write_json(partial / MANIFEST, step.manifest())
         _replace_folder(partial, out)
+        for entry in scratch:
+            shutil.rmtree(out / entry, ignore_errors=True)
 
 
 def partial_folder(out: Path) -> Path:
@@ -184,6 +192,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def peak_memory_mib() -> int:
+    """Most memory this process has held so far, in MiB (the kernel counts KiB, that of macOS bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that can change a result."""
     versions = {}
@@ -196,9 +210,10 @@ def library_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree (with `+` when it has changes), or None outside a checkout."""
+    """Commit of the source tree (with `+` when it has changes), or None outside its own checkout."""
     here = Path(__file__).resolve().parent
     try:
+        subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True, check=True)
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
         changes = subprocess.run(
             ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True

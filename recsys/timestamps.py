@@ -14,6 +14,8 @@ MICROSECONDS = {"min": 60_000_000, "s": 1_000_000, "ms": 1_000, "us": 1}
 MAGNITUDES: tuple[tuple[float, TimeUnit], ...] = ((1e11, "s"), (1e14, "ms"), (1e17, "us"), (float("inf"), "ns"))
 EARLIEST_USUAL_SECONDS = 1e8
 INT64_MAX = 2**63 - 1
+# Years 1900 to 2261, in microseconds: outside them a number was most likely read in the wrong unit.
+EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE = -2_208_988_800_000_000, 9_214_646_400_000_000 - 1
 ISO_8601 = r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2})(:\d{2}(?:\.\d{1,9})?)? ?(?:[Zz]|([+-]\d{2}):?(\d{2})?)?)?$"
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -51,9 +52,18 @@ class MLflowTracker:
         self, name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None
     ) -> None:
         self.client = mlflow_client()
-        if run_id is None:
-            run_id = self._start(name, params, tags)
-        self.run_id: str = run_id
+        known = run_id is not None and self._reopen(run_id)
+        self.run_id: str = run_id if run_id is not None and known else self._start(name, params, tags)
+
+    def _reopen(self, run_id: str) -> bool:
+        """Sets an interrupted run to RUNNING; False where this store does not know it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.update_run(run_id, status="RUNNING")
+        except MlflowException:
+            return False
+        return True
 
     def _start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
         run_id: str = self.client.create_run(experiment_id(self.client), run_name=name, tags=dict(tags)).info.run_id
@@ -63,12 +73,25 @@ class MLflowTracker:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Figures of one epoch; '@' is not allowed in MLflow names and becomes '_at_'."""
-        for key, value in metrics.items():
-            self.client.log_metric(self.run_id, key.replace("@", "_at_"), value, step=step)
+        with warning_only():
+            for key, value in metrics.items():
+                self.client.log_metric(self.run_id, key.replace("@", "_at_"), value, step=step)
 
     def finish(self, status: str) -> None:
         """Ends the run."""
-        self.client.set_terminated(self.run_id, status)
+        with warning_only():
+            self.client.set_terminated(self.run_id, status)
+
+
+@contextmanager
+def warning_only() -> Iterator[None]:
+    """A store that fails while a model trains costs a warning, not the training."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        logging.getLogger("recsys").warning("MLflow did not take figures (%s); training goes on", error)
 
 
 def mlflow_client() -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -139,18 +140,29 @@ class Trainer:
         watch: str,
         on_epoch: Callable[[dict[str, float]], None],
         on_batch: Callable[[], None],
+        stop_after: int | None = None,
     ) -> None:
         """Trains to the last epoch or until `watch` has not improved for `patience` epochs; then restores the best.
 
-        Without `validate` there is no stopping early, and the last epoch is the best.
+        Without `validate` there is no stopping early, and the last epoch is the best; `stop_after` ends training
+        there, on the schedule of all `epochs`.
         """
-        while self.progress.epoch < self.config.epochs and not self.progress.stopped:
+        while self.progress.epoch < (stop_after or self.config.epochs) and not self.progress.stopped:
             began = time.perf_counter()
             self._train_epoch(on_batch)
-            self._end_epoch(validate() if validate else {}, watch, time.perf_counter() - began)
-            on_epoch(self.progress.epochs[-1])
+            self._end_epoch(self._validated(validate), watch, time.perf_counter() - began)
             self._save()
+            figures = self.progress.epochs[-1]
+            self.tracker.log_metrics({k: v for k, v in figures.items() if k != "epoch"}, step=self.progress.epoch)
+            on_epoch(figures)
         self.model.load_state_dict(self.best)
+
+    def _validated(self, validate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
+        """Figures of the first process, the same in all: what they decide is decided together."""
+        figures = [validate() if validate is not None and self.accelerator.is_main_process else {}]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(figures)
+        return figures[0]
 
     def _train_epoch(self, on_batch: Callable[[], None]) -> None:
         self.model.train()
@@ -167,7 +179,7 @@ class Trainer:
 
     def _step(self, chosen: np.ndarray, number: int) -> None:
         """One optimiser step on one global batch."""
-        rng = np.random.default_rng([self.seed, self.progress.epoch, number])
+        rng = np.random.default_rng([self.seed, self.progress.epoch, number + 1])  # 0 ends as the epoch's own seed
         torch.manual_seed(int(rng.integers(2**62)) + self.accelerator.process_index)
         batch = self.retriever.training_batch(self.windows.load(self.store, chosen), rng)
         for group in self.optimizer.param_groups:
@@ -221,7 +233,6 @@ class Trainer:
             **figures,
             "seconds": round(seconds, 3),
         })
-        self.tracker.log_metrics({k: v for k, v in progress.epochs[-1].items() if k != "epoch"}, step=progress.epoch)
         progress.batch, progress.loss_sum, progress.targets = 0, 0.0, 0
 
     def _save(self) -> None:

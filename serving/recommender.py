@@ -11,7 +11,7 @@ import numpy as np
 from recsys.bundle import Bundle
 from recsys.catalog import PADDING
 from recsys.errors import BundleError
-from recsys.index import FloatArray, ItemIndex, RowArray
+from recsys.index import FloatArray, ItemIndex, RowArray, use_one_thread
 from serving.encoder import Encoder
 from serving.state import UserState
 
@@ -92,6 +92,7 @@ class Recommender:
 
     def similar(self, row: int, k: int) -> tuple[RowArray, FloatArray]:
         """The `k` items of largest cosine with item `row`, and the cosines; neither itself nor retired ones."""
+        use_one_thread()
         excluded = np.append(self._bundle.catalog.retired_rows, row)
         rows, scores = self._cosine.search(self._cosine.vectors(np.array([row])), k, excluded)
         return rows[0], scores[0]
@@ -125,6 +126,7 @@ class Recommender:
         with stages.measured("encode"):
             vector = self._encoder.encode_one(window)
         with stages.measured("search"):
+            use_one_thread()
             found, scores = self._bundle.index.search(vector, k, excluded)
         return found[0], scores[0]
 

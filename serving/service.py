@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from recsys.bundle import Bundle, open_bundle
-from recsys.index import FloatArray, RowArray, use_one_thread
+from recsys.index import FloatArray, RowArray
 from serving.encoder import Encoder
 from serving.items import ItemTable
 from serving.messages import Item, ItemDetails, ScoredItem
@@ -27,7 +27,6 @@ class Service:
     @classmethod
     def open(cls, folder: Path, settings: Settings) -> "Service":
         """Verifies the bundle, loads it, answers a first history; a `RecsysError` where anything is amiss."""
-        use_one_thread()
         bundle = open_bundle(folder)
         encoder = Encoder(bundle.encoder)
         state = SqliteState(settings.state, settings.history_limit)

@@ -46,6 +46,13 @@ class TestBERT4Rec(RetrieverContract):
         return make(**settings)
 
 
+class TestBERT4RecWithRecency(TestBERT4Rec):
+    """Distances in place of learned positions."""
+
+    def make(self, **settings: Any) -> BERT4Rec:
+        return super().make(**{"recency": 0.5} | settings)
+
+
 def test_the_mask_takes_one_of_the_positions() -> None:
     model = make()
     assert model.max_len == MAX_LEN - 1

@@ -1,6 +1,7 @@
 """Names, presets and settings of models; every model has all it needs."""
 
 import ast
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,11 @@ def test_floors_are_counting_models() -> None:
 
 
 def test_the_catalogue_decides_the_number_of_items() -> None:
-    """A preset that says otherwise would misalign the table with the catalogue."""
+    """A config that says otherwise would misalign the table with the catalogue."""
     assert model_config("sasrec", {}, 43).values.num_items == 43
-    assert model_config("sasrec", {"num_items": 7}, 43).values.num_items == 43
+    for given in (7, 43):
+        with pytest.raises(ConfigError, match=f"model sasrec: num_items={given} cannot be set; it comes from the cat"):
+            model_config("sasrec", {"num_items": given}, 43)
     with pytest.raises(ConfigError, match="model markov: no setting 'num_items'"):
         model_config("markov", {"num_items": 7}, 43)
 
@@ -100,12 +103,57 @@ def test_an_unknown_preset_is_refused() -> None:
         ({"max_len": 1.5}, "model sasrec: max_len=1.5 is not usable: .*integer"),
         ({"dropout": None}, "model sasrec: dropout=None is not usable: .*valid number"),
         ({"embedding_dim": [64]}, r"model sasrec: embedding_dim=\[64\] is not usable"),
+        ({"num_blocks": True}, "model sasrec: num_blocks=True is not usable: a number is needed"),
         ({"num_heads": 5}, "embedding_dim=64 cannot be split over num_heads=5"),
     ],
 )
 def test_unusable_settings_are_refused_by_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         model_config("sasrec", values, 43)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+@pytest.mark.parametrize(
+    ("setting", "value", "bounds"),
+    [
+        ("embedding_dim", -2, "at least 1"),
+        ("embedding_dim", 0, "at least 1"),
+        ("num_heads", 0, "at least 1"),
+        ("num_heads", -2, "at least 1"),
+        ("ffn_dim", 0, "at least 1"),
+        ("num_blocks", -1, "at least 0"),
+        ("recency", -0.5, "at least 0"),
+        ("recency", float("nan"), "at least 0"),
+        ("dropout", -0.1, r"in \[0, 1\)"),
+        ("dropout", 1, r"in \[0, 1\)"),
+        ("dropout", float("nan"), r"in \[0, 1\)"),
+    ],
+)
+def test_a_transformer_is_refused_what_it_cannot_be_built_from(
+    name: str, setting: str, value: float, bounds: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"Config: {setting}={value}\S* must (be|lie) {bounds}"):
+        model_config(name, {setting: value}, 43)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+def test_a_transformer_may_have_no_block_and_no_dropout(name: str) -> None:
+    config = model_config(name, {"num_blocks": 0, "dropout": 0}, 43)
+    assert config.model_class(config.values).item_vectors().shape[0] == 44
+
+
+@dataclass(frozen=True)
+class Switches:
+    """A config with a truth value and a choice of kinds."""
+
+    on: bool = False
+    width: int | None = None
+
+
+def test_truth_values_are_for_switches_alone() -> None:
+    assert build_config(Switches, {"on": True}, "here") == Switches(on=True)
+    with pytest.raises(ConfigError, match="here: width=False is not usable: a number is needed, not true or false"):
+        build_config(Switches, {"width": False}, "here")
 
 
 def test_a_choice_lists_what_may_be_chosen() -> None:
@@ -116,7 +164,7 @@ def test_a_choice_lists_what_may_be_chosen() -> None:
 def test_settings_reach_the_model() -> None:
     values = {"embedding_dim": 10, "num_blocks": 3, "num_heads": 5, "ffn_dim": 12, "max_len": 9, "dropout": 0.25}
     config = model_config("sasrec", values, 43)
-    assert config.as_dict() == values | {"num_items": 43}
+    assert config.as_dict() == values | {"num_items": 43, "recency": 0.0}
     shapes = {name: tuple(weight.shape) for name, weight in config.model_class(config.values).named_parameters()}
     assert shapes["items.weight"] == (44, 10)
     assert shapes["positions.weight"] == (9, 10)

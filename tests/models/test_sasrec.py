@@ -37,6 +37,16 @@ class TestSASRec(CausalRetrieverContract):
         return make(**settings)
 
 
+class TestSASRecWithRecency(CausalRetrieverContract):
+    """Distances in place of learned positions."""
+
+    def make(self, **settings: Any) -> SASRec:
+        return make(**{"recency": 0.5} | settings)
+
+    def test_no_positions_are_learned(self) -> None:
+        assert not [name for name, _ in self.make().named_parameters() if "position" in name]
+
+
 def test_windows_are_one_event_longer_than_what_the_model_reads() -> None:
     window = make().window
     assert (window.length, window.overlap) == (MAX_LEN + 1, 1)

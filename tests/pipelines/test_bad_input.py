@@ -1,17 +1,26 @@
 """Bad input: one clear line on standard error, exit code 1 or 2, and nothing half-written."""
 
+import errno
 import gzip
+import json
+import re
 import socket
+import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from builders import random_rows, write_bundle, write_dataset
 from command_line import run_recsys
 
+from pipelines import cli
+
 GOOD = "user_id,item_id,timestamp\nann,a,100\nbob,b,200\nann,c,300\nbob,a,400\n"
+MILLISECONDS = "user_id,item_id,timestamp\nann,a,1600000000000\nbob,b,1600000000001\nann,c,1600000000002\n"
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,12 @@ def existing_output(world: World) -> list[object]:
     return ingesting("log.csv", GOOD)(world)
 
 
+def output_below_a_file(world: World) -> list[object]:
+    """`recsys ingest` into a folder that cannot be: its parent is a file."""
+    log = world.write("log.csv", GOOD)
+    return ["ingest", log, "--out", log / "deep" / "out"]
+
+
 def pickled_matrix(world: World) -> list[object]:
     """A `.npy` that would run code when loaded."""
     path = world.folder / "log.npy"
@@ -116,11 +131,22 @@ CASES: dict[str, tuple[Case, int, str]] = {
         1,
         "all 2 rows were rejected",
     ),
+    "milliseconds read as seconds": (
+        ingesting("log.csv", MILLISECONDS, "--time-unit", "s"),
+        1,
+        "3 of 3 rows, read with --time-unit s, lie outside the years 1900 to 2261 (row 1: ",
+    ),
     "only NaN values": (ingesting("log.csv", "user_id,item_id,rating\nann,a,nan\nbob,b,inf\n"), 1, "value"),
     "not UTF-8": (ingesting("log.csv", GOOD.encode() + b"z\xf6e,b,500\n"), 1, "--encoding"),
     "truncated gzip": (ingesting("log.csv.gz", gzip.compress(GOOD.encode() * 99)[:-20]), 1, "log.csv.gz"),
     "pickled matrix": (pickled_matrix, 1, "log.npy"),
     "output exists": (existing_output, 1, "--overwrite"),
+    "output below a file": (output_below_a_file, 1, "log.csv/deep: not a directory"),
+    "output in a file": (
+        lambda w: [*ingesting("log.csv", GOOD)(w)[:2], "--out", w.folder / "log.csv" / "out"],
+        1,
+        "log.csv: not a directory",
+    ),
     "not a dataset": (lambda w: ["prepare", w.folder, "--out", w.folder / "out"], 1, "recsys ingest"),
     "prepared data where a dataset is needed": (
         lambda w: ["prepare", w.prepared, "--out", w.folder / "out"],
@@ -145,6 +171,33 @@ CASES: dict[str, tuple[Case, int, str]] = {
     "unknown section": (training("--set", "modle.dropout=0.1"), 2, "no section 'modle'"),
     "wrong type": (training_with("model:\n  dropout: lots\n"), 2, "dropout='lots' is not usable"),
     "heads do not divide the width": (training("--set", "model.num_heads=7"), 2, "num_heads=7"),
+    "dropout above one": (training("--set", "model.dropout=2"), 2, "SASRecConfig: dropout=2.0 must lie in [0, 1)"),
+    "no heads": (training("--set", "model.num_heads=0"), 2, "SASRecConfig: num_heads=0 must be at least 1"),
+    "no width": (training("--set", "model.embedding_dim=0"), 2, "SASRecConfig: embedding_dim=0 must be at least 1"),
+    "fewer than no blocks": (
+        training("--set", "model.num_blocks=-1", model="bert4rec"),
+        2,
+        "BERT4RecConfig: num_blocks=-1 must be at least 0",
+    ),
+    "no feed-forward width": (
+        training("--set", "model.ffn_dim=0", model="bert4rec"),
+        2,
+        "BERT4RecConfig: ffn_dim=0 must be at least 1",
+    ),
+    "yes for a share": (training_with("model:\n  dropout: yes\n"), 2, "dropout=True is not usable: a number is"),
+    "yes for a number": (training_with("training:\n  epochs: yes\n"), 2, "epochs=True is not usable"),
+    "number of items": (training("--set", "model.num_items=7"), 2, "num_items=7 cannot be set; it comes from"),
+    "negative seed": (training("--seed", "-1"), 2, "should be greater than or equal to 0"),
+    "negative seed of resamples": (
+        lambda w: ["compare", w.folder, w.folder, "--seed", "-1"],
+        2,
+        "should be greater than or equal to 0",
+    ),
+    "negative seed of the demo": (
+        lambda w: ["demo", "--out", w.folder / "out", "--seed", "-1"],
+        2,
+        "should be greater than or equal to 0",
+    ),
     "broken YAML": (training_with("model: [\n"), 2, "config.yaml: not valid YAML"),
     "YAML that is a list": (training_with("- 1\n"), 2, "not a list"),
     "setting without a value": (training("--set", "model.dropout"), 2, "expected section.key=value"),
@@ -195,6 +248,70 @@ def test_duplicates_and_mixed_types_are_counted_not_fatal(world: World) -> None:
     assert sorted(path.name for path in (world.folder / "out").iterdir()) == [
         *("events", "items.parquet", "manifest.json", "rejected.parquet")
     ]
+
+
+def test_instants_of_any_year_are_prepared(world: World) -> None:
+    """Datasets made elsewhere may hold years before 1970 or beyond those of `datetime`."""
+    rows = [(f"u{place % 3}", f"i{place % 4}", 1_600_000_000_000_000_000 + place) for place in range(9)]
+    shown = []
+    for name, sign in (("late", 1), ("early", -1)):
+        dataset = write_dataset(world.folder / name, [(user, item, sign * time) for user, item, time in rows])
+        code, output, error = run_recsys("prepare", dataset, "--out", world.folder / f"{name}-prepared", "--json")
+        assert code == 0, error
+        shown.append(json.loads(output)["counts"]["test_from"])
+    assert shown == ["52671-12-25T12:26:40.000008+00:00", "-48732-01-07T11:33:20+00:00"]
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "command", "remedy"),
+    [
+        ("pipelines.train", "torch", ["train", "prepared", "--model", "sasrec", "--out", "run"], "recsys[train]"),
+        ("serving.run", "uvicorn", ["serve", "bundle"], "recsys[serve]"),
+    ],
+)
+def test_a_missing_optional_package_is_named(
+    module: str, missing: str, command: list[str], remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    code, output, error = run_recsys(*command)
+    assert (code, output) == (1, "")
+    assert error == f"error: this command needs {missing}; install it with pip install '{remedy}'.\n"
+
+
+def test_every_optional_package_is_known_to_the_command_line() -> None:
+    project = tomllib.loads((Path(cli.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra in ("train", "serve"):
+        names = [re.split(r"[\[><=]", line)[0] for line in project["optional-dependencies"][extra]]
+        assert not [name for name in names if cli.extra_with(name.replace("-", "_")) is None]
+
+
+def test_a_missing_module_of_no_extra_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pipelines.compare", None)
+    code, _, error = run_recsys("compare", "a", "b")
+    assert code == 1
+    assert "unexpected ModuleNotFoundError" in error
+
+
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "out/events")
+    monkeypatch.setattr("pipelines.compare.compare", Mock(side_effect=full))
+    assert run_recsys("compare", "a", "b") == (
+        *(1, ""),
+        "error: cannot read or write out/events: no space left on device.\n",
+    )
+
+
+def test_debug_is_explained() -> None:
+    code, output, _ = run_recsys("--help")
+    assert code == 0
+    assert "--debug" in output
+    assert "Sequential recommendation: from raw logs" in output
+
+
+def test_json_never_holds_nan() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        cli.print_json({"share": float("nan")})
 
 
 def test_debug_shows_the_traceback(world: World) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from builders import Row, write_dataset
 from rich.console import Console
 
 from pipelines import evaluate as evaluate_module
+from pipelines import loading as loading_module
 from pipelines.evaluate import EvaluateConfig, Evaluation, common_data, evaluate, open_evaluation, verdict
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
@@ -50,9 +52,9 @@ def quiet() -> Reporter:
     return Reporter(quiet=True)
 
 
-def prepared_in(folder: Path, items: pl.DataFrame | None = None) -> Prepared:
+def prepared_in(folder: Path, items: pl.DataFrame | None = None, rows: list[Row] = ROWS) -> Prepared:
     """The log above."""
-    dataset = write_dataset(folder / "dataset", ROWS, items)
+    dataset = write_dataset(folder / "dataset", rows, items)
     instants = {"validation_from": "1970-01-01T00:00:11", "test_from": "1970-01-01T00:00:20"}
     return prepare(PrepareConfig(dataset=dataset, out=folder / "prepared", seen="keep", **instants))
 
@@ -150,7 +152,8 @@ def test_a_run_is_ranked_again_when_asked(prepared: Prepared) -> None:
 
 
 def test_runs_on_different_data_cannot_stand_in_one_table(tmp_path: Path) -> None:
-    one, other = (trained(prepared_in(tmp_path / name), "markov", name) for name in ("one", "other"))
+    one = trained(prepared_in(tmp_path / "one"), "markov", "one")
+    other = trained(prepared_in(tmp_path / "other", rows=ROWS[:-1]), "markov", "other")
     with pytest.raises(DataError, match=r"runs/other was trained on .*; only runs on the same prepared data can"):
         evaluated(one, other)
     assert common_data([one, one]).folder == tmp_path / "one" / "prepared"
@@ -159,8 +162,27 @@ def test_runs_on_different_data_cannot_stand_in_one_table(tmp_path: Path) -> Non
 def test_data_that_was_prepared_again_is_not_what_the_run_knew(tmp_path: Path) -> None:
     run = trained(prepared_in(tmp_path), "markov")
     prepare(PrepareConfig(dataset=tmp_path / "dataset", out=tmp_path / "prepared", split="last-item", overwrite=True))
-    with pytest.raises(DataError, match="which has been prepared again since; train again"):
+    with pytest.raises(DataError, match="which holds other data since; train again"):
         evaluated(run)
+
+
+def test_data_prepared_again_to_the_same_end_is_the_same_data(tmp_path: Path) -> None:
+    prepared = prepared_in(tmp_path)
+    run = trained(prepared, "markov")
+    shutil.rmtree(tmp_path / "prepared")
+    shutil.rmtree(tmp_path / "dataset")
+    assert prepared_in(tmp_path).fingerprint == prepared.fingerprint
+    evaluated(run)
+
+
+def test_a_floor_of_other_settings_is_ranked_anew(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained(prepared, "markov")
+    before = evaluated(run).floors
+    for module in (evaluate_module, loading_module):
+        monkeypatch.setattr(module, "preset", lambda _: {"model": {}})
+    after = evaluated(run).floors
+    assert after["popularity-recent"]["metrics"] == before["popularity"]["metrics"], "no preset: all time"
+    assert after["popularity-recent"]["metrics"] != before["popularity-recent"]["metrics"]
 
 
 def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -37,11 +37,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(PrepareConfig(dataset=dataset, out=folder / "prepared"))
 
 
-def trained(prepared: Prepared, model: str, *settings: str) -> Run:
+def trained(prepared: Prepared, model: str, *settings: str, out: Path | None = None) -> Run:
     """A run on the data above."""
-    config = TrainConfig(
-        data=prepared.folder, model=model, out=prepared.folder.parent / model, settings=settings, tracking=False
-    )
+    folder = out or prepared.folder.parent / model
+    config = TrainConfig(data=prepared.folder, model=model, out=folder, settings=settings, tracking=False)
     run = train(config, Reporter(quiet=True))
     assert run is not None
     return run
@@ -137,3 +136,12 @@ def test_an_altered_bundle_does_not_open(bundle: Bundle, tmp_path: Path) -> None
     (copy / "no_history.npy").write_bytes((bundle.folder / "no_history.npy").read_bytes() + b"\0")
     with pytest.raises(BundleError, match=r"no_history\.npy: was altered after export"):
         open_bundle(copy)
+
+
+def test_figures_of_another_rule_than_the_service_follows_stay_out(prepared: Prepared, tmp_path: Path) -> None:
+    other = trained(prepared, "sasrec", *SMALL, out=tmp_path / "other")
+    rule = "keep" if prepared.seen == "exclude" else "exclude"
+    evaluate(EvaluateConfig(runs=(other.folder,), seen=rule), Reporter(quiet=True))
+    assert "test" not in export(ExportConfig(run=other.folder, out=tmp_path / "without")).metrics
+    evaluate(EvaluateConfig(runs=(other.folder,)), Reporter(quiet=True))
+    assert "test" in export(ExportConfig(run=other.folder, out=tmp_path / "with")).metrics

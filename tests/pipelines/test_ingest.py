@@ -183,6 +183,7 @@ WRITE_EVENTS = ingest_module.write_events
         ("user,item\na,x\n", {"delimiter": ""}, ConfigError, "delimiter='' splits nothing"),
         ("user,item\na,x\n", {"items": Path("none.csv")}, DataError, "none.csv: no such file"),
         ("user,item\na,x\n", {"items_mapping": {"item_id": "i"}}, ConfigError, "--items-map needs an item table"),
+        ("user,item,ts\na,x,1600000000000\n", {"time_unit": "s"}, DataError, "name the right --time-unit"),
         ('["x"]\n', {"format": "npy"}, DataError, "not a plain numeric .npy matrix"),
     ],
 )

@@ -122,7 +122,7 @@ def test_the_manifest_counts(tmp_path: Path) -> None:
         "repeat_share": 0.0,
         "seen": "exclude",
     }
-    assert (prepared.time, prepared.seen, prepared.split_kind) == ("timestamp", "exclude", "time")
+    assert (prepared.time, prepared.seen) == ("timestamp", "exclude")
     assert prepared.manifest["inputs"][0]["path"] == str(tmp_path / "prepared-dataset")
 
 
@@ -154,7 +154,11 @@ def test_an_extended_catalogue_keeps_every_row(tmp_path: Path) -> None:
     second = prepared_from(tmp_path, later, "second", extend=first.folder, **INSTANTS)
     assert second.catalog.rows == first.catalog.rows | {"aa": 5, "z": 6}
     assert second.items["item_id"].to_list() == ["a", "b", "c", "d", "aa", "z"]
-    assert second.store.item_idx[second.store.offsets[second.store.user_rows["ann"]] :][:3].tolist() == [2, 1, 5]
+    assert second.store.item_idx[second.store.offsets[second.store.user_ids.to_list().index("ann")] :][:3].tolist() == [
+        2,
+        1,
+        5,
+    ]
     assert second.manifest["inputs"][1]["path"] == str(first.folder)
 
 

@@ -118,6 +118,7 @@ def test_a_run_says_what_it_is(prepared: Prepared, tmp_path: Path) -> None:
         "num_heads": 2,
         "ffn_dim": 12,
         "dropout": 0.2,
+        "recency": 0.0,
     }
     assert (config["name"], config["seed"], config["training"]["batch_size"]) == ("sasrec", 7, 8)
     counts = run.manifest["counts"]
@@ -347,3 +348,25 @@ def test_a_refit_takes_the_settings_and_the_best_epoch_of_a_run(prepared: Prepar
     other = TrainConfig(data=prepared.folder, model="bert4rec", out=tmp_path / "fourth", refit=run.folder)
     with pytest.raises(DataError, match="--refit needs a 'bert4rec' run on train"):
         train(other, Reporter(quiet=True))
+
+
+def test_a_run_killed_while_it_becomes_a_run_keeps_its_checkpoints(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the last epoch, before the folder has its name: nothing is trained twice."""
+    undisturbed = trained(prepared, tmp_path / "undisturbed")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recsys.steps._replace_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(prepared, tmp_path / "run")
+    steps: list[int] = []
+    monkeypatch.setattr("recsys.training.Trainer._step", lambda *_: steps.append(1))
+    assert_same_weights(trained(prepared, tmp_path / "run"), undisturbed)
+    assert not steps
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        *("config.yaml", "epochs.jsonl", "manifest.json", "model.safetensors")
+    }

@@ -7,14 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.cleaning import CleanRows, clean, log_counts, order_events, refuse_empty, validated, without_duplicates
+from recsys.cleaning import (
+    CleanRows,
+    clean,
+    log_counts,
+    order_events,
+    refuse_empty,
+    refuse_wrong_unit,
+    validated,
+    without_duplicates,
+)
 from recsys.errors import DataError
 from recsys.source_files import RawTable, with_rows
 
 ROLES = {"user_id": "u", "item_id": "i", "timestamp": "t", "value": "v", "event_type": "e"}
 USERS = st.sampled_from(["a", "b", "ä", "a ", "", " ", None])
 ITEMS = st.sampled_from(["x", "y", None])
-TIMES = st.sampled_from(["1", "2", "2.0", "2020-01-01", "never", None])
+TIMES = st.sampled_from(["1", "2", "2.0", "2020-01-01", "never", "99999999999", "-99999999999", None])
 VALUES = st.sampled_from(["1", "1.0", "nan", "inf", "many", "", None])
 TYPES = st.sampled_from(["buy", None])
 ROWS = st.lists(st.tuples(USERS, ITEMS, TIMES, VALUES, TYPES), min_size=1, max_size=40)
@@ -43,6 +52,8 @@ def reason_by_hand(row: Row) -> str | None:
         return "missing timestamp"
     if time == "never":
         return "unreadable timestamp"
+    if time.strip("-") == "99999999999":
+        return "implausible timestamp"
     return "value is not a number" if value in {"nan", "inf", "many"} else None
 
 
@@ -111,6 +122,26 @@ def test_columns_of_other_things_cannot_be_times() -> None:
         clean(
             columns(u=["a"], i=["x"], t=[True]), {"user_id": "u", "item_id": "i", "timestamp": "t"}, "s", first_order=0
         )
+
+
+def test_the_bounds_of_plausible_times() -> None:
+    texts = ["1899-12-31T23:59:59.999999Z", "1900-01-01", "2261-12-31T23:59:59.999999Z", "2262-01-01"]
+    rows: list[Row] = [("a", "x", text, None, None) for text in texts]
+    cleaned = clean(table(rows), ROLES, "s", first_order=0)
+    assert cleaned.events["#row"].to_list() == [2, 3]
+    assert cleaned.rejected["reason"].to_list() == ["implausible timestamp"] * 2
+
+
+def test_a_unit_that_makes_most_times_implausible_is_refused() -> None:
+    rows: list[Row] = [("a", "x", time, None, None) for time in ("5", "1600000000000", "1600000000001")]
+    half, most = (clean(table(rows[:count]), ROLES, "s", first_order=0) for count in (2, 3))
+    refuse_wrong_unit(half, "s")
+    with pytest.raises(
+        DataError,
+        match=r"log.csv: times of 2 of 3 rows, read with --time-unit s, lie outside the years 1900 to 2261 \(row 2: .*"
+        "1600000000000.*name the right --time-unit",
+    ):
+        refuse_wrong_unit(most, "s")
 
 
 def test_bytes_in_a_rejected_row_are_shown() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from recsys.layers import Block, BlockConfig, BlockStack, SelfAttention, init_weights, last_valid
+from recsys.layers import Block, BlockConfig, BlockStack, KeyValues, SelfAttention, init_weights, last_valid
 
 CONFIG = BlockConfig(
     embedding_dim=6, num_heads=2, ffn_dim=10, dropout=0.0, activation="relu", norm_first=True, norm_eps=1e-8
@@ -114,3 +114,34 @@ def test_weights_start_small_and_cut_and_biases_at_zero() -> None:
         assert layer.weight.abs().max() <= 0.04
     assert not module[1].bias.any()
     assert (module[2].weight == 1).all()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_recency_subtracts_slope_times_distance_before_the_softmax(causal: bool) -> None:
+    attention = scrambled(SelfAttention(replace(CONFIG, recency=0.25)))
+    assert isinstance(attention, SelfAttention)
+    query, memory = attention.project(events())
+    mixed = torch.zeros(BATCH, 2, LENGTH, 3, dtype=torch.float64)
+    for head, slope in enumerate((0.25, 0.0625)):
+        for last in range(LENGTH):
+            seen = range(last + 1) if causal else range(LENGTH)
+            logits = torch.stack(
+                [
+                    (query[:, head, last] * memory.keys[:, head, place]).sum(-1) / math.sqrt(3)
+                    - slope * abs(last - place)
+                    for place in seen
+                ],
+                dim=-1,
+            )
+            mixed[:, head, last] = (logits.softmax(-1)[..., None] * memory.values[:, head, : len(seen)]).sum(1)
+    expected = attention.out(mixed.transpose(1, 2).flatten(2))
+    assert_close(attention.attend(query, memory, causal=causal), expected)
+
+
+def test_recency_counts_from_the_newest_key_when_events_come_one_by_one() -> None:
+    attention = scrambled(SelfAttention(replace(CONFIG, recency=0.25)))
+    assert isinstance(attention, SelfAttention)
+    query, memory = attention.project(events())
+    whole = attention.attend(query, memory, causal=True)
+    past = KeyValues(memory.keys[:, :, :4], memory.values[:, :, :4])
+    assert_close(attention.attend(query[:, :, 3:4], past), whole[:, 3:4])

@@ -58,7 +58,7 @@ def test_events_of_a_log_become_its_histories(histories: Histories) -> None:
     store = SequenceStore.from_events(events_of(rows), catalog)
     assert store.user_ids.to_list() == sorted(f"user {7 - row}" for row in range(len(histories)))
     for row, user in enumerate(histories):
-        place = store.user_rows[f"user {7 - row}"]
+        place = store.user_ids.to_list().index(f"user {7 - row}")
         events = slice(store.offsets[place], store.offsets[place + 1])
         assert list(zip(store.item_idx[events].tolist(), store.timestamp[events].tolist(), strict=True)) == user
     assert (store.num_users, store.num_events) == (len(histories), len(rows))

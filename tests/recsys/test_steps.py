@@ -187,3 +187,34 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path, content: str | None
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder; expected the output of `recsys ingest`"):
         read_manifest(tmp_path / "nowhere", "ingest")
+
+
+@pytest.mark.parametrize("new_in_place", [False, True])
+def test_a_replacement_killed_between_its_renames_is_ended_by_the_next_run(tmp_path: Path, new_in_place: bool) -> None:
+    out, retired = tmp_path / "out", tmp_path / ".out.retired"
+    retired.mkdir()
+    (retired / "old").touch()
+    if new_in_place:
+        out.mkdir()
+        (out / "new").touch()
+    with pytest.raises(DataError, match="exists already"), writing_step("test", out, config={}):
+        pass
+    assert [path.name for path in out.iterdir()] == ["new" if new_in_place else "old"]
+    assert not retired.exists()
+
+
+def test_scratch_is_no_part_of_the_output(tmp_path: Path) -> None:
+    with writing_step("test", tmp_path / "out", config={}, scratch=("checkpoints",)) as step:
+        (step.folder / "checkpoints").mkdir()
+        (step.folder / "checkpoints" / "one").touch()
+        (step.folder / "kept").touch()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"kept", "manifest.json"}
+    assert list(read_manifest(tmp_path / "out", "test")["files"]) == ["kept"]
+
+
+def test_a_log_is_described_as_it_was_when_the_step_began(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("before")
+    with writing_step("test", tmp_path / "out", config={}, inputs=[log]):
+        log.write_text("before and after")
+    assert read_manifest(tmp_path / "out", "test")["inputs"][0]["bytes"] == len("before")
