@@ -27,7 +27,7 @@ bench: $(VENV)/.installed  ## speed beside RecBole's, on this machine
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,serve,recbole,dev]'
 	touch $@
 
 .PHONY: docs results

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pipelines.reporter import Reporter
 from recsys import __version__
-from recsys.errors import ConfigError, RecsysError
+from recsys.errors import ConfigError, GateError, RecsysError
 
 app = typer.Typer(
     name="recsys",
@@ -115,6 +115,9 @@ def prepare(
     extend: Annotated[
         Path | None, typer.Option(help="Earlier prepared data whose catalogue rows keep their meaning.")
     ] = None,
+    retire: Annotated[
+        Path | None, typer.Option(help="Text file of item ids, one a line, that may no longer be recommended.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -143,6 +146,7 @@ def prepare(
         min_item_events=min_item_events,
         seen=seen,
         extend=extend,
+        retire=retire,
         overwrite=overwrite,
     )
     finish(out, run(config).manifest, as_json)
@@ -206,6 +210,7 @@ def evaluate(
     cutoffs: Annotated[str, typer.Option(help="List lengths, comma-separated.")] = "10,20",
     seen: Annotated[Literal["exclude", "keep"] | None, typer.Option(help="Over the rule of the prepared data.")] = None,
     segments: Annotated[bool, typer.Option("--segments", help="Also a table by segment.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 unless every run beats every floor.")] = False,
     as_json: Json = False,
 ) -> None:
     """Rank every case by runs and floors among all items; keeps one row a case for `recsys compare`.
@@ -221,12 +226,14 @@ def evaluate(
     )
     if as_json:
         print_json(evaluation.as_dict())
-        return
-    result_console().print(evaluation_table(evaluation))
-    if segments:
-        result_console().print(segment_table(evaluation))
-    for sentence in evaluation.verdicts():
-        typer.echo(sentence)
+    else:
+        result_console().print(evaluation_table(evaluation))
+        if segments:
+            result_console().print(segment_table(evaluation))
+        for sentence in evaluation.verdicts():
+            typer.echo(sentence)
+    if gate and evaluation.losers():
+        raise GateError(f"evaluate: {', '.join(evaluation.losers())} did not beat every floor; nothing should ship.")
 
 
 @app.command()
@@ -236,7 +243,8 @@ def compare(
     part: PartOption = "test",
     draws: Annotated[int, typer.Option(min=100, help="Bootstrap resamples and permutations.")] = 2000,
     seed: Seed = 0,
-    segments: Annotated[bool, typer.Option("--segments", help="Also every segment.")] = False,
+    segments: Annotated[bool, typer.Option("--segments", help="Also every segment, as hints: no correction.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 unless B is better than A on NDCG.")] = False,
     as_json: Json = False,
 ) -> None:
     """Decide between two evaluated models: paired bootstrap interval and permutation test, users as units.
@@ -254,12 +262,14 @@ def compare(
             for entry in differences
         ]
         print_json({"a": str(a), "b": str(b), "part": part, "differences": rows})
-        return
-    shown = [entry for entry in differences if segments or entry.segment == "all"]
-    result_console().print(comparison_table(shown, a.name, b.name))
-    for entry in shown:
-        if entry.metric.startswith("ndcg"):
+    else:
+        shown = [entry for entry in differences if segments or entry.segment == "all"]
+        result_console().print(comparison_table(shown, a.name, b.name))
+        for entry in shown:
             typer.echo(entry.sentence(a.name, b.name))
+    first = differences[0]
+    if gate and not (first.decided and first.difference > 0):
+        raise GateError(f"compare: {b} is not better than {a} on {first.metric}; it should not replace it.")
 
 
 @app.command()
@@ -323,7 +333,9 @@ def serve(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes but the MLflow store.")] = Path(
+        "demo"
+    ),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:

@@ -52,6 +52,10 @@ class Evaluation:
         """For `--json`."""
         return asdict(self) | {"verdicts": self.verdicts()}
 
+    def losers(self) -> list[str]:
+        """Runs that some floor beats or equals."""
+        return [name for name, report in self.runs.items() if lost_to(report, self.floors)]
+
     def verdicts(self) -> list[str]:
         """One sentence a run: does it beat every floor?"""
         return [verdict(name, report, self.floors) for name, report in self.runs.items()]
@@ -137,7 +141,16 @@ def rank_into(
     counts = prepared.training_events().item_counts()
     with writing_step("evaluate", out, config=settings, inputs=[prepared.folder], overwrite=True) as step:
         with reporter.task(f"evaluate {name}", len(cases)) as advance:
-            ranked = rank_cases(scorer, prepared.store, cases, num_rows, seen, cutoffs, progress=advance)
+            ranked = rank_cases(
+                scorer,
+                prepared.store,
+                cases,
+                num_rows,
+                seen,
+                cutoffs,
+                retired=prepared.catalog.retired_rows,
+                progress=advance,
+            )
         report = {"seen": seen, **summarise(ranked, counts, cutoffs)}
         ranked.cases.write_parquet(step.folder / CASES)
         write_json(step.folder / REPORT, report)
@@ -147,14 +160,27 @@ def rank_into(
 
 def verdict(name: str, report: Mapping[str, Any], floors: Mapping[str, Mapping[str, Any]]) -> str:
     """Whether a run beats every floor on the headline metric, and by how much or by which not."""
-    metric = HEADLINE if HEADLINE in report["metrics"] else next(iter(report["metrics"]))
+    metric = headline(report)
     own = report["metrics"][metric]
+    if lost := lost_to(report, floors):
+        worse_than = ", ".join(f"{floor} ({value:.4f})" for floor, value in lost.items())
+        return f"{name}: {metric} {own:.4f} does NOT beat {worse_than}."
     values = {floor: entry["metrics"][metric] for floor, entry in floors.items()}
     best = max(values, key=lambda floor: values[floor])
-    lost = [f"{floor} ({value:.4f})" for floor, value in values.items() if value >= own]
-    if lost:
-        return f"{name}: {metric} {own:.4f} does NOT beat {', '.join(lost)}."
     return f"{name}: {metric} {own:.4f} beats all {len(values)} floors (best: {best}, {values[best]:.4f})."
+
+
+def lost_to(report: Mapping[str, Any], floors: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The floors that are as good as the run or better on the headline metric, with their figures."""
+    metric = headline(report)
+    own = report["metrics"][metric]
+    values = {floor: entry["metrics"][metric] for floor, entry in floors.items()}
+    return {floor: value for floor, value in values.items() if value >= own}
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """NDCG@10, or the first metric where that was not asked for."""
+    return HEADLINE if HEADLINE in report["metrics"] else next(iter(report["metrics"]))
 
 
 def open_evaluation(folder: Path, part: Part) -> Path:

@@ -29,7 +29,10 @@ REPEAT_SHARE_TO_KEEP_SEEN = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Settings of `recsys prepare`; instants are ISO dates or times in UTC."""
+    """Settings of `recsys prepare`; instants are ISO dates or times in UTC.
+
+    `retire`: a text file of item ids, one a line, that no answer may hold any more; they keep their rows.
+    """
 
     dataset: Path
     out: Path
@@ -42,6 +45,7 @@ class PrepareConfig:
     min_item_events: int = 1
     seen: Literal["auto", "exclude", "keep"] = "auto"
     extend: Path | None = None
+    retire: Path | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -60,7 +64,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     """Writes prepared data to `config.out` and opens it."""
     dataset = open_dataset(config.dataset)
     settings = {key: value for key, value in asdict(config).items() if key not in {"overwrite", "out"}}
-    inputs = [path for path in (config.dataset, config.extend) if path is not None]
+    inputs = [path for path in (config.dataset, config.extend, config.retire) if path is not None]
     with writing_step("prepare", config.out, config=settings, inputs=inputs, overwrite=config.overwrite) as step:
         events = k_core(dataset.events(), config.min_user_events, config.min_item_events)
         catalog = build_catalog(dataset, events, config)
@@ -78,6 +82,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         step.counts.update({
             "users": store.num_users,
             "items": catalog.num_items,
+            "retired_items": len(catalog.retired),
             "events": store.num_events,
             "train_events": train,
             "validation_cases": validation,
@@ -116,9 +121,16 @@ def build_catalog(dataset: Dataset, events: pl.DataFrame, config: PrepareConfig)
     ids = events["item_id"]
     if config.min_item_events <= 1:
         ids = pl.concat([ids, dataset.items()["item_id"]])
-    if config.extend is None:
-        return Catalog.from_ids(ids)
-    return open_prepared(config.extend).catalog.extended(ids)
+    earlier = open_prepared(config.extend).catalog if config.extend is not None else None
+    catalog = earlier.extended(ids) if earlier is not None else Catalog.from_ids(ids)
+    return catalog.without(read_item_ids(config.retire)) if config.retire is not None else catalog
+
+
+def read_item_ids(path: Path) -> list[str]:
+    """The lines of a text file."""
+    if not path.is_file():
+        raise DataError(f"prepare: {path}: no such file; --retire needs a text file of item ids, one a line.")
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def catalog_items(dataset: Dataset, catalog: Catalog) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """Errors a user can act on: what was wrong (with the value), where, and what to do.
 
-The command line prints the message alone and exits with `exit_code`; anything that is not a
-`RecsysError` is a bug and keeps its traceback.
+The command line prints the message alone and exits with `exit_code`. It also explains files that cannot be read or
+written and optional packages that are missing; anything else is a bug, whose traceback `--debug` shows.
 """
 
 

@@ -37,12 +37,13 @@ def rank_cases(
     seen: SeenRule,
     cutoffs: Sequence[int],
     device: torch.device | None = None,
+    retired: IntArray | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Ranked:
     """Ranks every case's target among all items.
 
     With `seen="exclude"` no item of the whole history may be returned; a target among them is a miss, as it
-    is for the product.
+    is for the product. Items of the rows `retired` are never returned either.
     """
     ranks = np.zeros(len(cases), dtype=np.int32)
     listed = {k: np.zeros(num_rows, dtype=np.int64) for k in cutoffs}
@@ -52,6 +53,8 @@ def rank_cases(
         histories = Histories.from_windows(store.windows(users, positions, scorer.max_len), device)
         mask = seen_mask(store, users, positions, num_rows, device) if seen == "exclude" else None
         scores = allowed_scores(scorer.scores(histories), mask)
+        if retired is not None:
+            scores[:, retired] = -torch.inf
         target = torch.from_numpy(columns["target"][chosen]).to(scores.device)
         ranks[chosen] = target_ranks(scores, target).cpu().numpy()
         best = top_k(scores, max(cutoffs)).items.cpu().numpy()

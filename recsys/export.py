@@ -22,7 +22,7 @@ from recsys.contracts import TrainableRetriever
 from recsys.errors import BundleError
 from recsys.index import FloatArray, ItemIndex
 
-ENCODER_TOLERANCE = 1e-4
+ENCODER_TOLERANCE = 1e-5
 
 
 class _Encoder(nn.Module):

@@ -11,9 +11,12 @@ from builders import Row, events_of, random_rows, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.popularity import Popularity, PopularityConfig
 from pipelines.prepare import PrepareConfig, instant, iso, k_core, prepare, repeat_share
 from recsys.errors import ConfigError, DataError
+from recsys.evaluation import rank_cases
 from recsys.prepared import Prepared, open_prepared
+from recsys.ranking import NOT_RETURNED
 from recsys.splits import build_cases
 
 ROWS: list[Row] = [
@@ -232,3 +235,30 @@ def test_prepared_data_is_read_from_its_folder_alone(tmp_path: Path) -> None:
     assert again.store.item_idx.tolist() == prepared.store.item_idx.tolist()
     with pytest.raises(DataError, match="was made by `recsys ingest`, but the output of `recsys prepare` is needed"):
         open_prepared(tmp_path / "prepared-dataset")
+
+
+def test_retired_items_keep_their_row_and_are_never_ranked(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", random_rows(2, 12, 9, 200))
+    gone = tmp_path / "gone.txt"
+    gone.write_text("i003\n\ni007\n")
+    whole = prepare(PrepareConfig(dataset=dataset, out=tmp_path / "whole"))
+    prepared = prepare(PrepareConfig(dataset=dataset, out=tmp_path / "prepared", retire=gone))
+    assert prepared.catalog.rows == whole.catalog.rows
+    assert prepared.catalog.retired == {"i003", "i007"}
+    rows = prepared.catalog.retired_rows
+    model = Popularity.fit(PopularityConfig(), prepared.training_events(), prepared.items)
+    ranked = rank_cases(
+        model, prepared.store, prepared.cases("test"), prepared.catalog.num_rows, "keep", (9,), retired=rows
+    )
+    assert not ranked.listed[9][rows].any()
+    assert (ranked.cases.filter(pl.col("target").is_in(rows.tolist()))["rank"] == NOT_RETURNED).all()
+
+
+def test_only_known_items_can_be_retired(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", random_rows(2, 12, 9, 200))
+    gone = tmp_path / "gone.txt"
+    gone.write_text("i999\n")
+    with pytest.raises(DataError, match=r"cannot retire \['i999'\]"):
+        prepare(PrepareConfig(dataset=dataset, out=tmp_path / "prepared", retire=gone))
+    with pytest.raises(DataError, match=r"absent.txt: no such file; --retire needs"):
+        prepare(PrepareConfig(dataset=dataset, out=tmp_path / "prepared", retire=tmp_path / "absent.txt"))
