@@ -64,10 +64,11 @@ def prepare(config: PrepareConfig) -> Prepared:
     """Writes prepared data to `config.out` and opens it."""
     dataset = open_dataset(config.dataset)
     settings = {key: value for key, value in asdict(config).items() if key not in {"overwrite", "out"}}
+    retired = read_item_ids(config.retire) if config.retire is not None else []
     inputs = [path for path in (config.dataset, config.extend, config.retire) if path is not None]
     with writing_step("prepare", config.out, config=settings, inputs=inputs, overwrite=config.overwrite) as step:
         events = k_core(dataset.events(), config.min_user_events, config.min_item_events)
-        catalog = build_catalog(dataset, events, config)
+        catalog = build_catalog(dataset, events, config).without(retired)
         store = SequenceStore.from_events(events, catalog)
         split, instants = make_split(store, dataset, config)
         catalog.save(step.folder / "catalog.parquet")
@@ -121,9 +122,9 @@ def build_catalog(dataset: Dataset, events: pl.DataFrame, config: PrepareConfig)
     ids = events["item_id"]
     if config.min_item_events <= 1:
         ids = pl.concat([ids, dataset.items()["item_id"]])
-    earlier = open_prepared(config.extend).catalog if config.extend is not None else None
-    catalog = earlier.extended(ids) if earlier is not None else Catalog.from_ids(ids)
-    return catalog.without(read_item_ids(config.retire)) if config.retire is not None else catalog
+    if config.extend is None:
+        return Catalog.from_ids(ids)
+    return open_prepared(config.extend).catalog.extended(ids)
 
 
 def read_item_ids(path: Path) -> list[str]:

@@ -113,6 +113,7 @@ def test_the_manifest_counts(tmp_path: Path) -> None:
     assert prepared.manifest["counts"] == {
         "users": 3,
         "items": 4,
+        "retired_items": 0,
         "events": 7,
         "train_events": 3,
         "validation_cases": 2,
