@@ -1,5 +1,6 @@
 """RecBole 1.2.1 on the same file, window and width as ours: the peer of benchmarks/path.py."""
 
+import contextlib
 import tempfile
 import time
 import warnings
@@ -60,7 +61,8 @@ def time_recbole(log: Path, window: int, width: int, batches: int) -> PeerTimes:
         model.calculate_loss(batch).backward()
         optimizer.step()
     trained = time.perf_counter()
-    get_trainer(config["MODEL_TYPE"], "SASRec")(config, model).evaluate(test, load_best_model=False)
+    with contextlib.chdir(tempfile.mkdtemp()):  # RecBole's trainer opens a log in the working folder
+        get_trainer(config["MODEL_TYPE"], "SASRec")(config, model).evaluate(test, load_best_model=False)
     return PeerTimes(
         prepare=prepared - began,
         epoch=(trained - started) / batches * len(train),

@@ -4,15 +4,15 @@ Results go to standard output, remarks and progress to standard error. Exit code
 3 a quality gate said no. Commands import what they need when they are called, so that serving needs no torch.
 """
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from pipelines.explained import explained
+from pipelines.printing import finish, print_json, result_console
 from pipelines.reporter import Reporter
 from recsys import __version__
 from recsys.errors import ConfigError, GateError, RecsysError
@@ -32,10 +32,6 @@ Seed = Annotated[int, typer.Option(min=0, help="Decides every random number.")]
 PartOption = Annotated[Literal["validation", "test"], typer.Option(help="Which cases.")]
 
 # Modules of the optional dependencies: what to install where one is missing.
-EXTRAS = {
-    "train": ("torch", "jaxtyping", "accelerate", "scipy", "onnx", "onnxscript"),
-    "serve": ("fastapi", "starlette", "uvicorn", "onnxruntime", "prometheus_client", "jinja2"),
-}
 
 
 @app.callback()
@@ -373,50 +369,6 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"{option} {text}: expected whole numbers such as 10,20.") from None
-
-
-def finish(out: Path, manifest: dict[str, Any], as_json: bool) -> None:
-    """Says what a step made: its manifest, or its counts in one line each."""
-    if as_json:
-        print_json({"out": str(out), **manifest})
-        return
-    typer.echo(f"{out}: {manifest['step']} done in {manifest['seconds']:.1f} s")
-    for key, value in manifest["counts"].items():
-        typer.echo(f"  {key}: {value}")
-
-
-def result_console() -> Console:
-    """Standard output, as wide as tables need when piped."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
-
-
-def print_json(content: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
-    typer.echo(json.dumps(content, indent=2, default=str, allow_nan=False))
-
-
-def explained(error: Exception) -> str:
-    """What was wrong in one line, and what to do; an error that the user did not cause is called a bug."""
-    if isinstance(error, RecsysError):
-        return str(error)
-    if isinstance(error, OSError):
-        return explained_os_error(error)
-    if isinstance(error, ModuleNotFoundError) and (extra := extra_with(error.name or "")):
-        return f"this command needs {error.name}; install it with pip install 'recsys[{extra}]'."
-    return f"unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where it arose."
-
-
-def explained_os_error(error: OSError) -> str:
-    """The file and the reason; what exists already where a folder is to be made is a file."""
-    reason = "not a directory" if isinstance(error, FileExistsError) else (error.strerror or str(error)).lower()
-    return f"cannot read or write {error.filename}: {reason}." if error.filename else f"{reason}."
-
-
-def extra_with(module: str) -> str | None:
-    """The optional part of this package that brings a module."""
-    package = module.partition(".")[0]
-    return next((extra for extra, modules in EXTRAS.items() if package in modules), None)
 
 
 def main() -> None:

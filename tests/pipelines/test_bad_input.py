@@ -18,6 +18,8 @@ from builders import random_rows, write_bundle, write_dataset
 from command_line import run_recsys
 
 from pipelines import cli
+from pipelines.explained import extra_with
+from pipelines.printing import print_json
 
 GOOD = "user_id,item_id,timestamp\nann,a,100\nbob,b,200\nann,c,300\nbob,a,400\n"
 MILLISECONDS = "user_id,item_id,timestamp\nann,a,1600000000000\nbob,b,1600000000001\nann,c,1600000000002\n"
@@ -283,7 +285,7 @@ def test_every_optional_package_is_known_to_the_command_line() -> None:
     project = tomllib.loads((Path(cli.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for extra in ("train", "serve"):
         names = [re.split(r"[\[><=]", line)[0] for line in project["optional-dependencies"][extra]]
-        assert not [name for name in names if cli.extra_with(name.replace("-", "_")) is None]
+        assert not [name for name in names if extra_with(name.replace("-", "_")) is None]
 
 
 def test_a_missing_module_of_no_extra_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +313,7 @@ def test_debug_is_explained() -> None:
 
 def test_json_never_holds_nan() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        cli.print_json({"share": float("nan")})
+        print_json({"share": float("nan")})
 
 
 def test_debug_shows_the_traceback(world: World) -> None:
