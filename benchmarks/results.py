@@ -43,6 +43,7 @@ class Experiment:
     models: dict[str, dict[str, Any]]
     seeds: int
     published: list[str]
+    remarks: list[str]
 
     def log(self, work: Path) -> Path:
         """The log: below RECSYS_DATA, or MovieLens-100K as the demo has it."""
@@ -151,8 +152,9 @@ def experiment_section(experiment: Experiment, folder: Path) -> str | None:
     lines += [floor_row(name, folder) for name in FLOORS if (floor_folder(folder, name) / REPORT).exists()]
     rows = [row for model in experiment.models if (row := model_row(experiment, model, folder))]
     lines += rows
-    lines += ["", *(f"- published: {line}" for line in experiment.published)]
-    return "\n".join([*lines, "", provenance(experiment, folder)])
+    notes = [*(f"- published: {line}" for line in experiment.published), *(f"- {line}" for line in experiment.remarks)]
+    lines += ["", *notes, ""] if notes else [""]
+    return "\n".join([*lines, provenance(experiment, folder)])
 
 
 def floor_folder(folder: Path, name: str) -> Path:

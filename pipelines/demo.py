@@ -32,6 +32,10 @@ MODELS = ("sasrec", "bert4rec")
 REGISTERED_NAME = "recsys-demo"
 HEADLINE = "ndcg@10"
 SHOWN = 10
+WHY_A_FLOOR_WINS = (
+    "Why a floor can win here: item-KNN weighs recent events, its settings were chosen on validation, and floors know "
+    "the validation events, which only the refits do as well; docs/experiments.md has what was tried."
+)
 
 Result = TypeVar("Result")
 
@@ -173,6 +177,8 @@ def print_demo(result: Demo, console: Console) -> None:
     console.print(evaluation_table(result.evaluation))
     for sentence in (*result.evaluation.verdicts(), result.comparison):
         typer.echo(sentence)
+    if result.evaluation.losers():
+        typer.echo(WHY_A_FLOOR_WINS)
     typer.echo(f"\nUser {result.user.user_id} watched last:")
     for title in result.user.history:
         typer.echo(f"    {title}")
