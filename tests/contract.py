@@ -1,5 +1,6 @@
 """What every model holds. Each model's test class subclasses one of the contracts and sets `make`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,15 +62,15 @@ def hit_rate(model: Any, histories: list[list[int]]) -> float:
     return (scores[:, 1:].argmax(dim=1) + 1 == target).double().mean().item()
 
 
-class RetrieverContract:
+class RetrieverContract(ABC):
     """A trainable retriever. `settings` of `make` are fields of the model's config, over small lopsided defaults."""
 
     rule_steps = 120
     rule_settings: ClassVar[dict[str, Any]] = {"max_len": 9}
 
+    @abstractmethod
     def make(self, **settings: Any) -> Any:
         """A fresh model in training mode, without dropout unless asked for."""
-        raise NotImplementedError
 
     def fresh(self, **settings: Any) -> Any:
         """The same after a fixed seed."""
@@ -270,12 +271,12 @@ class CausalRetrieverContract(RetrieverContract):
             model.step(state, torch.tensor([1, 2]))
 
 
-class CountingModelContract:
+class CountingModelContract(ABC):
     """A model of counts. `make` fits it to training events over items 1..NUM_ITEMS with `item_table(NUM_ITEMS)`."""
 
+    @abstractmethod
     def make(self, events: TrainingEvents) -> Any:
         """The model fitted to `events`."""
-        raise NotImplementedError
 
     def fitted(self) -> Any:
         """The model fitted to random events."""
