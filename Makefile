@@ -22,12 +22,12 @@ check: $(VENV)/.installed  ## format, lint, types, direction of imports
 serve: $(VENV)/.installed  ## the demo's bundle on http://127.0.0.1:8000/
 	$(BIN)/recsys serve $(DEMO)/bundle
 
-bench: $(VENV)/.installed  ## speed beside RecBole's, on this machine
-	$(BIN)/python -m benchmarks.path
+bench: $(VENV)/.installed  ## speed, memory and quality beside RecBole and RecTools, on this machine
+	$(BIN)/python -m benchmarks.speed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,serve,recbole,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,serve,hpo,recbole,dev]'
 	touch $@
 
 .PHONY: docs results

@@ -13,7 +13,8 @@ Dimensions: B batch, L positions, D width, E = D + 1 with the bias, V item rows 
 private [mask]).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,31 +24,24 @@ from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape
 from recsys.errors import ConfigError
-from recsys.layers import BlockConfig, BlockStack, check_transformer, init_weights, last_valid
-from recsys.losses import next_item_cross_entropy
+from recsys.layers import BlockStack, Dropout, TransformerConfig, init_weights, interval_buckets
+from recsys.losses import CatalogLoss, LossConfig
 from recsys.sequences import IntArray, Windows
+
+NORM_EPS = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class BERT4RecConfig:
-    """Architecture and cloze task; `max_len` counts the [mask] that asks for the next item.
+class BERT4RecConfig(TransformerConfig):
+    """Architecture, cloze task and loss; `max_len` counts the [mask] that asks for the next item."""
 
-    `recency` above 0 puts a penalty on attention by distance (its steepest slope) in place of learned positions.
-    """
-
-    num_items: int
-    max_len: int = 200
-    embedding_dim: int = 64
-    num_blocks: int = 2
-    num_heads: int = 2
-    ffn_dim: int = 256
-    dropout: float = 0.2
+    norm: Literal["pre", "post"] = "post"
     mask_share: float = 0.2
     last_item_share: float = 0.1
-    recency: float = 0.0
+    loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        check_transformer(self)
+        super().__post_init__()
         if self.max_len < 2:
             raise ConfigError(f"BERT4RecConfig: max_len={self.max_len} leaves no room for an event and the mask.")
         if not (0 < self.mask_share < 1 and 0 <= self.last_item_share <= 1):
@@ -65,70 +59,82 @@ class BERT4Rec(nn.Module):
         self.config = config
         self.max_len = config.max_len - 1
         self.mask_row = config.num_items + 1
-        block = BlockConfig(
-            embedding_dim=config.embedding_dim,
-            num_heads=config.num_heads,
-            ffn_dim=config.ffn_dim,
-            dropout=config.dropout,
-            activation="gelu",
-            norm_first=False,
-            norm_eps=1e-12,
-            recency=config.recency,
-        )
         self.items = nn.Embedding(config.num_items + 2, config.embedding_dim, padding_idx=0)
-        self.positions = None if config.recency else nn.Embedding(config.max_len, config.embedding_dim)
-        self.embedding_norm = nn.LayerNorm(config.embedding_dim, eps=block.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = BlockStack(block, config.num_blocks)
+        learned = config.positions == "learned"
+        self.positions = nn.Embedding(config.max_len, config.embedding_dim) if learned else None
+        self.intervals = nn.Embedding(config.time_buckets, config.embedding_dim) if config.time_buckets else None
+        self.embedding_norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPS)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = BlockStack(config, NORM_EPS)
         self.head = nn.Linear(config.embedding_dim, config.embedding_dim)
-        self.head_norm = nn.LayerNorm(config.embedding_dim, eps=block.norm_eps)
+        self.head_norm = nn.LayerNorm(config.embedding_dim, eps=NORM_EPS)
         self.item_bias = nn.Parameter(torch.zeros(config.num_items + 1))
+        self.catalog_loss = CatalogLoss(config.loss, config.num_items)
         self.apply(init_weights)
         with torch.no_grad():
             self.items.weight[0].zero_()
 
-    def hidden_states(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        """State at each position, from both sides; padding is never looked at."""
-        key_mask = (tokens != 0)[:, None, None, :]
+    def hidden_states(self, tokens: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """State at each position, from both sides; padding is never looked at, nor is the time of a [mask]."""
+        return self.blocks(self._embedded(tokens, timestamps), key_mask=(tokens != 0)[:, None, None, :])
+
+    def _embedded(self, tokens: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         x = self.items(tokens)
         if self.positions is not None:
             x = x + self.positions.weight[: tokens.shape[1]]
-        return self.blocks(self.dropout(self.embedding_norm(x)), key_mask=key_mask)
+        if self.intervals is not None:
+            buckets = interval_buckets(timestamps, self.config.time_buckets)
+            x = x + self.intervals(buckets.masked_fill(tokens == self.mask_row, 0))
+        return self.dropout(self.embedding_norm(x))
 
     def predictions(self, states: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D+1"]:
         """The head: a vector whose inner product with an item's vector is that item's logit, bias included."""
         z = self.head_norm(F.gelu(self.head(states)))
         return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
 
-    def item_vectors(self) -> Float[Tensor, "V E"]:
-        """Embeddings with the output bias as a last dimension; the mask's row stays inside."""
-        return torch.cat([self.items.weight[: self.mask_row], self.item_bias[:, None]], dim=1)
+    def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V E"]:
+        """Embeddings with the output bias as a last dimension, of all items or of some; the mask's row stays inside."""
+        if rows is None:
+            return torch.cat([self.items.weight[: self.mask_row], self.item_bias[:, None]], dim=1)
+        return torch.cat([self.items(rows), self.item_bias[rows, None]], dim=1)
 
     def encode(self, batch: Histories) -> Float[Tensor, "B E"]:
         """Prediction at a [mask] appended to each history."""
-        tokens = F.pad(batch.items, (0, 1))
-        tokens = tokens.scatter(1, batch.lengths[:, None].long(), self.mask_row)
-        return self.predictions(last_valid(self.hidden_states(tokens), batch.lengths + 1))
+        tokens = F.pad(batch.items, (0, 1)).scatter(1, batch.lengths[:, None].long(), self.mask_row)
+        x = self._embedded(tokens, F.pad(batch.timestamps, (0, 1)))
+        return self.predictions(self.blocks.last(x, batch.lengths + 1))
 
     @property
     def window(self) -> WindowShape:
         """As long as the position table, side by side."""
         return WindowShape(length=self.config.max_len, overlap=0)
 
+    @property
+    def reads_times(self) -> bool:
+        """Whether vectors depend on timestamps."""
+        return self.intervals is not None
+
+    def learn_popularity(self, counts: IntArray) -> None:
+        """For negatives by popularity: training events of each item row, [V]."""
+        self.catalog_loss.learn_popularity(counts)
+
     def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:
         """Chosen items become [mask] and are the targets."""
         masked = cloze_mask(windows.lengths.astype(np.int64), self.config.mask_share, self.config.last_item_share, rng)
         return TrainBatch(
             history=torch.from_numpy(np.where(masked, self.mask_row, windows.items)),
+            timestamps=torch.from_numpy(windows.timestamps),
             target=torch.from_numpy(np.where(masked, windows.items, 0)),
             lengths=torch.from_numpy(windows.lengths),
+            negatives=self.catalog_loss.negatives(windows.items, rng),
         )
 
     def loss(self, batch: TrainBatch) -> Float[Tensor, ""]:
-        """Cross-entropy over the items at masked positions; the head runs on those alone."""
+        """The configured loss at masked positions; the head runs on those alone."""
         masked = batch.target != 0
-        states = self.hidden_states(batch.history)[masked]
-        return next_item_cross_entropy(self.predictions(states)[None], self.item_vectors(), batch.target[masked][None])
+        states = self.hidden_states(batch.history, batch.timestamps)[masked]
+        negatives = None if batch.negatives is None else batch.negatives.at(masked)
+        return self.catalog_loss(self.predictions(states), self.item_vectors, batch.target[masked], negatives)
 
 
 def cloze_mask(

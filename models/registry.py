@@ -1,9 +1,9 @@
 """Names of models: which class, which config. A new model adds its file, its preset and one line here."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -72,10 +72,13 @@ def model_config(name: str, values: dict[str, Any], num_items: int) -> ModelConf
 
 def build_config(config_class: type[Any], values: dict[str, Any], where: str) -> Any:
     """An instance of a config dataclass; unknown keys and wrong types are errors that name the key."""
-    types = {field.name: field.type for field in fields(config_class)}
+    types = get_type_hints(config_class)
     for key, value in values.items():
         if key not in types:
             raise ConfigError(f"{where}: no setting {key!r}{_hint(key, types)}; known are {', '.join(sorted(types))}.")
+        if is_dataclass(types[key]):
+            section = value if isinstance(value, dict) else {}
+            build_config(types[key], section, f"{where}: {key}")
         # pydantic reads True as 1, and YAML reads yes and on as True.
         if isinstance(value, bool) and types[key] in {int, float, int | None, float | None}:
             raise ConfigError(f"{where}: {key}={value} is not usable: a number is needed, not true or false.")

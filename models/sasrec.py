@@ -11,7 +11,8 @@ Deviates on purpose:
 Dimensions: B batch, L positions, D width, V item rows (row 0 is padding).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,40 +20,28 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape, next_item_batch
-from recsys.errors import ConfigError
-from recsys.layers import BlockConfig, BlockStack, KeyValues, check_transformer, init_weights, last_valid
-from recsys.losses import next_item_cross_entropy
-from recsys.sequences import Windows
+from recsys.layers import BlockStack, Dropout, KeyValues, TransformerConfig, init_weights, interval_buckets
+from recsys.losses import CatalogLoss, LossConfig
+from recsys.sequences import IntArray, Windows
+
+NORM_EPS = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
-class SASRecConfig:
-    """Architecture; `num_items` comes from the catalogue.
+class SASRecConfig(TransformerConfig):
+    """Architecture and loss."""
 
-    `recency` above 0 puts a penalty on attention by distance (its steepest slope) in place of learned positions.
-    """
-
-    num_items: int
-    max_len: int = 200
-    embedding_dim: int = 64
-    num_blocks: int = 2
-    num_heads: int = 2
-    ffn_dim: int = 256
-    dropout: float = 0.2
-    recency: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_transformer(self)
-        if self.max_len < 1:
-            raise ConfigError(f"SASRecConfig: max_len={self.max_len} leaves no history; it must be at least 1.")
+    activation: Literal["relu", "gelu", "swiglu"] = "relu"
+    loss: LossConfig = field(default_factory=LossConfig)
 
 
 @dataclass(frozen=True)
 class SASRecState:
-    """Cached keys and values of a window of `length` events, one entry a block."""
+    """Cached keys and values of a window of `length` events, one entry a block, and the last event's time [B]."""
 
     memory: tuple[KeyValues, ...]
     length: int
+    timestamp: Int[Tensor, " B"]
 
 
 class SASRec(nn.Module):
@@ -62,63 +51,77 @@ class SASRec(nn.Module):
         super().__init__()
         self.config = config
         self.max_len = config.max_len
-        block = BlockConfig(
-            embedding_dim=config.embedding_dim,
-            num_heads=config.num_heads,
-            ffn_dim=config.ffn_dim,
-            dropout=config.dropout,
-            activation="relu",
-            norm_first=True,
-            norm_eps=1e-8,
-            recency=config.recency,
-        )
         self.items = nn.Embedding(config.num_items + 1, config.embedding_dim, padding_idx=0)
-        self.positions = None if config.recency else nn.Embedding(config.max_len, config.embedding_dim)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = BlockStack(block, config.num_blocks)
-        self.norm = nn.LayerNorm(config.embedding_dim, eps=block.norm_eps)
+        learned = config.positions == "learned"
+        self.positions = nn.Embedding(config.max_len, config.embedding_dim) if learned else None
+        self.intervals = nn.Embedding(config.time_buckets, config.embedding_dim) if config.time_buckets else None
+        self.dropout = Dropout(config.dropout)
+        self.blocks = BlockStack(config, NORM_EPS)
+        self.catalog_loss = CatalogLoss(config.loss, config.num_items)
         self.apply(init_weights)
         with torch.no_grad():
             self.items.weight[0].zero_()
 
-    def hidden_states(self, history: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+    def hidden_states(self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         """State after each event. Padding is on the right, so a causal mask alone hides it."""
-        return self.norm(self.blocks(self.dropout(self._embedded(history)), causal=True))
+        return self.blocks(self._embedded(history, timestamps), causal=True)
 
-    def _embedded(self, items: Int[Tensor, "B L"], first: int = 0) -> Float[Tensor, "B L D"]:
-        """Items at positions `first`, `first` + 1, ..."""
+    def _embedded(
+        self, items: Int[Tensor, "B L"], timestamps: Int[Tensor, "B T"], first: int = 0
+    ) -> Float[Tensor, "B L D"]:
+        """Events at positions `first`, `first` + 1, ...; `timestamps` may begin with earlier ones."""
         x = self.items(items)
-        return x if self.positions is None else x + self.positions.weight[first : first + items.shape[1]]
+        if self.positions is not None:
+            x = x + self.positions.weight[first : first + items.shape[1]]
+        if self.intervals is not None:
+            buckets = interval_buckets(timestamps, self.config.time_buckets)
+            x = x + self.intervals(buckets[:, -items.shape[1] :])
+        return self.dropout(x)
 
     def encode(self, batch: Histories) -> Float[Tensor, "B D"]:
         """State after each history's last event."""
-        return last_valid(self.hidden_states(batch.items), batch.lengths)
+        return self.blocks.last(self._embedded(batch.items, batch.timestamps), batch.lengths, causal=True)
 
-    def item_vectors(self) -> Float[Tensor, "V D"]:
-        """The embedding table itself."""
-        return self.items.weight
+    def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V D"]:
+        """The embedding table itself, or some rows of it."""
+        return self.items.weight if rows is None else self.items(rows)
 
     @property
     def window(self) -> WindowShape:
         """One event more than the model reads: the last is target only."""
         return WindowShape(length=self.max_len + 1, overlap=1)
 
-    def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:  # noqa: ARG002 - nothing random
+    @property
+    def reads_times(self) -> bool:
+        """Whether vectors depend on timestamps."""
+        return self.intervals is not None
+
+    def learn_popularity(self, counts: IntArray) -> None:
+        """For negatives by popularity: training events of each item row, [V]."""
+        self.catalog_loss.learn_popularity(counts)
+
+    def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:
         """Every event predicts the next."""
-        return next_item_batch(windows)
+        return next_item_batch(windows, self.catalog_loss.negatives(windows.items[:, 1:], rng))
 
     def loss(self, batch: TrainBatch) -> Float[Tensor, ""]:
-        """Full cross-entropy at every position."""
-        return next_item_cross_entropy(self.hidden_states(batch.history), self.item_vectors(), batch.target)
+        """The configured loss at every position."""
+        valid = batch.target != 0
+        states = self.hidden_states(batch.history, batch.timestamps)[valid]
+        negatives = None if batch.negatives is None else batch.negatives.at(valid)
+        return self.catalog_loss(states, self.item_vectors, batch.target[valid], negatives)
 
-    def prefill(self, history: Int[Tensor, "B L"]) -> SASRecState:
+    def prefill(self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> SASRecState:
         """Keys and values of histories of one common length (no padding)."""
-        _, memory = self.blocks.prefill(self._embedded(history))
-        return SASRecState(memory, history.shape[1])
+        _, memory = self.blocks.prefill(self._embedded(history, timestamps))
+        return SASRecState(memory, history.shape[1], timestamps[:, -1])
 
-    def step(self, state: SASRecState, event: Int[Tensor, " B"]) -> tuple[SASRecState, Float[Tensor, "B D"]]:
+    def step(
+        self, state: SASRecState, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"]
+    ) -> tuple[SASRecState, Float[Tensor, "B D"]]:
         """One more event: the new state, and the vector `encode` would give for the longer history."""
         if state.length >= self.max_len:
             raise ValueError(f"the window of max_len={self.max_len} events is full; prefill its last events again")
-        x, memory = self.blocks.step(self._embedded(event[:, None], state.length), state.memory)
-        return SASRecState(memory, state.length + 1), self.norm(x).squeeze(1)
+        timestamps = torch.stack([state.timestamp, timestamp], dim=1)
+        x, memory = self.blocks.step(self._embedded(event[:, None], timestamps, state.length), state.memory)
+        return SASRecState(memory, state.length + 1, timestamp), x.squeeze(1)

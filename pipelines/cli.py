@@ -200,6 +200,58 @@ def train(
 
 
 @app.command()
+def sweep(
+    data: Annotated[Path, typer.Argument(help="Output of `recsys prepare`.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Name of a model; see docs/models.md.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep; the same command goes on there.", show_default=False)],
+    space: Annotated[
+        Path | None, typer.Option(help="YAML file with what to search; the model's own by default. See docs/sweeps.md.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Stop after so many, those of earlier calls included.")] = 50,
+    seconds: Annotated[
+        float | None, typer.Option(help="Begin no trial after so many seconds of training, earlier calls included.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="The preset that trials start from, e.g. demo.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file over the preset.")] = None,
+    set: Annotated[  # noqa: A002 - the option's public name
+        list[str], typer.Option(help="section.key=value of every trial, over file, preset and the space's `fixed`.")
+    ] = [],  # noqa: B006
+    seed: Seed = 0,
+    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep every trial's run, not only the best.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search settings on the validation part; the best become a config file for `recsys train`.
+
+    Examples: `recsys sweep data/shop-prepared --model sasrec --trials 40 --out sweeps/sasrec`,
+    `recsys sweep data/shop-prepared --model sasrec --space mine.yaml --seconds 36000 --out sweeps/mine`
+    """
+    from pipelines.sweep import SweepConfig, best_table
+    from pipelines.sweep import sweep as run
+
+    result = run(
+        SweepConfig(
+            data=data,
+            model=model,
+            out=out,
+            space=space,
+            trials=trials,
+            seconds=seconds,
+            preset=preset,
+            config_file=config,
+            settings=tuple(set),
+            seed=seed,
+            keep_runs=keep_runs,
+        ),
+        Reporter(),
+    )
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        result_console().print(best_table(result))
+        typer.echo(f"best settings: {out / 'best.yaml'}; train with them:\n  {result.train_command()}")
+
+
+@app.command()
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="Outputs of `recsys train`.", show_default=False)],
     part: PartOption = "test",

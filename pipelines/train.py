@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from recsys.batches import TrainingWindows
 from recsys.contracts import CountingModel
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import mean_metrics, rank_cases
+from recsys.memory import keep_freed_memory
 from recsys.prepared import Prepared, open_prepared
 from recsys.ranking import RetrieverScorer
 from recsys.runs import CONFIG, EPOCHS, WEIGHTS, Run, open_run
@@ -176,13 +178,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_setting(text: str) -> dict[str, Any]:
-    """`model.dropout=0.1` as {"model": {"dropout": 0.1}}."""
+    """`model.loss.kind=gbce` as {"model": {"loss": {"kind": "gbce"}}}."""
     path, equals, value = text.partition("=")
-    section, dot, key = path.partition(".")
-    if not (equals and dot and key):
+    keys = path.split(".")
+    if not (equals and len(keys) > 1 and all(keys)):
         raise ConfigError(f"--set {text}: expected section.key=value, such as model.dropout=0.1.")
     try:
-        return {section: {key: yaml.safe_load(value)}}
+        return reduce(lambda inner, key: {key: inner}, reversed(keys), yaml.safe_load(value))
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: not a YAML value ({' '.join(str(error).split())}).") from None
 
@@ -194,7 +196,18 @@ def merge(sections: dict[str, Any], update: dict[str, Any], where: str, known: s
             raise ConfigError(f"{where}: no section {section!r}; known are {', '.join(sorted(known))}.")
         if not isinstance(values, dict):
             raise ConfigError(f"{where}: section {section!r} must hold settings, not {values!r}.")
-        sections[section] = {**sections[section], **values}
+        sections[section] = deep_merged(sections[section], values)
+
+
+def deep_merged(values: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+    """`values` with those of `update` in their place; mappings within mappings are merged the same way."""
+    both = {key: deep_merged(values[key], value) for key, value in update.items() if is_mapping(values.get(key), value)}
+    return {**values, **update, **both}
+
+
+def is_mapping(*values: Any) -> bool:
+    """Whether all are dictionaries."""
+    return all(isinstance(value, dict) for value in values)
 
 
 def begin_or_continue(folder: Path, plan: Plan, *, restart: bool) -> None:
@@ -249,8 +262,15 @@ def train_by_gradient(step: Step, plan: Plan, tracking: bool, reporter: Reporter
 
 def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Reporter) -> Trainer:
     """The trained model in its `Trainer`; every process of a distributed run comes here."""
+    keep_freed_memory()
     torch.manual_seed(plan.seed)
     model = plan.model.model_class(plan.model.values)
+    if model.reads_times and plan.prepared.time == "order":
+        raise DataError(
+            f"train {plan.model.name}: model.time_buckets needs times, and {plan.prepared.folder} only knows the order "
+            "of events; set model.time_buckets=0 or ingest a log with timestamps."
+        )
+    model.learn_popularity(plan.events.item_counts())
     windows = TrainingWindows.cut(plan.events.stops, model.window)
     trainer = Trainer(model, plan.prepared.store, windows, plan.training, plan.seed, folder, tracker)
     if trainer.resume():
@@ -279,7 +299,7 @@ def validation(plan: Plan, trainer: Trainer) -> Callable[[], dict[str, float]]:
 
     def validate() -> dict[str, float]:
         model = trainer.retriever.eval()
-        with torch.no_grad():
+        with torch.no_grad(), trainer.accelerator.autocast():
             scorer = RetrieverScorer(model, torch.zeros(num_rows))
             ranked = rank_cases(
                 scorer, plan.prepared.store, cases, num_rows, plan.prepared.seen, WATCHED_CUTOFFS, trainer.device

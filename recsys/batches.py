@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from recsys.negatives import Negatives
 from recsys.sequences import IntArray, SequenceStore, Windows
 
 POOL_BATCHES = 64
@@ -41,11 +42,13 @@ class Histories:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """Model input and truth: where `target` is 0, nothing is predicted."""
+    """Model input and truth: where `target` is 0, nothing is predicted. A sampled loss has its negatives with it."""
 
     history: Int[Tensor, "B L"]
+    timestamps: Int[Tensor, "B L"]
     target: Int[Tensor, "B L"]
     lengths: Int[Tensor, " B"]
+    negatives: Negatives | None = None
 
     @property
     def num_targets(self) -> int:
@@ -54,23 +57,41 @@ class TrainBatch:
 
     def to(self, device: torch.device) -> "TrainBatch":
         """The batch on `device`."""
-        return TrainBatch(self.history.to(device), self.target.to(device), self.lengths.to(device))
+        return TrainBatch(
+            history=self.history.to(device),
+            timestamps=self.timestamps.to(device),
+            target=self.target.to(device),
+            lengths=self.lengths.to(device),
+            negatives=None if self.negatives is None else self.negatives.to(device),
+        )
 
     def share(self, part: int, parts: int) -> "TrainBatch":
         """Every `parts`-th row from `part`; a part without rows gets one that predicts nothing."""
         rows = torch.arange(len(self.lengths))[part::parts]
         if len(rows):
-            return TrainBatch(self.history[rows], self.target[rows], self.lengths[rows])
+            return TrainBatch(
+                history=self.history[rows],
+                timestamps=self.timestamps[rows],
+                target=self.target[rows],
+                lengths=self.lengths[rows],
+                negatives=None if self.negatives is None else self.negatives.rows(rows),
+            )
         return replace(self.share(0, len(self.lengths)), target=torch.zeros_like(self.target[:1]))
 
 
-def next_item_batch(windows: Windows) -> TrainBatch:
+def next_item_batch(windows: Windows, negatives: Negatives | None = None) -> TrainBatch:
     """Every event predicts the one after it: history is all but the last event, target all but the first."""
     items = torch.from_numpy(windows.items)
     lengths = torch.from_numpy(windows.lengths) - 1
     history = items[:, :-1].clone()
     history[torch.arange(history.shape[1]) >= lengths[:, None]] = 0
-    return TrainBatch(history=history, target=items[:, 1:], lengths=lengths)
+    return TrainBatch(
+        history=history,
+        timestamps=torch.from_numpy(windows.timestamps)[:, :-1],
+        target=items[:, 1:],
+        lengths=lengths,
+        negatives=negatives,
+    )
 
 
 @dataclass(frozen=True)

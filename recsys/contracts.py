@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recsys.batches import Histories, TrainBatch, WindowShape
-from recsys.sequences import Windows
+from recsys.sequences import IntArray, Windows
 from recsys.splits import TrainingEvents
 
 ItemMask: TypeAlias = Bool[Tensor, "B V"]
@@ -51,6 +51,15 @@ class TrainableRetriever(Retriever, Protocol):
     @property
     def window(self) -> WindowShape:
         """Length of training windows and how much neighbours share."""
+        ...
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether vectors depend on timestamps; false for a model that knows only the order."""
+        ...
+
+    def learn_popularity(self, counts: IntArray) -> None:
+        """Called once before training: training events of each item row, [V]."""
         ...
 
     def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:

@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from recsys.batches import Histories
 from recsys.contracts import CatalogScorer, ItemMask
 from recsys.metrics import IntArray, case_metrics, list_metrics
 from recsys.prepared import SeenRule
-from recsys.ranking import allowed_scores, target_ranks, top_k
+from recsys.ranking import target_ranks, top_k, without_items
 from recsys.sequences import SequenceStore
 
-SCORES_PER_BATCH = 1 << 23
-MAX_BATCH = 512
+SCORES_PER_BATCH = 1 << 21
+EVENTS_PER_BATCH = 1 << 14
+"""Small enough for a processor's cache to hold what a batch computes."""
 
 HISTORY_BUCKETS = ((0, 0), (1, 5), (6, 20), (21, 50), (51, 200), (201, None))
 
@@ -48,11 +51,11 @@ def rank_cases(
     ranks = np.zeros(len(cases), dtype=np.int32)
     listed = {k: np.zeros(num_rows, dtype=np.int64) for k in cutoffs}
     columns = {name: cases[name].to_numpy().astype(np.int64) for name in ("user_idx", "position", "target")}
-    for chosen in _batches_of_like_length(columns["position"], num_rows):
+    for chosen in _batches_of_like_length(np.minimum(columns["position"], scorer.max_len), num_rows):
         users, positions = columns["user_idx"][chosen], columns["position"][chosen]
         histories = Histories.from_windows(store.windows(users, positions, scorer.max_len), device)
-        mask = seen_mask(store, users, positions, num_rows, device) if seen == "exclude" else None
-        scores = allowed_scores(scorer.scores(histories), mask)
+        excluded = whole_histories(store, users, positions, device) if seen == "exclude" else histories.items[:, :0]
+        scores = without_items(scorer.scores(histories), excluded)
         if retired is not None:
             scores[:, retired] = -torch.inf
         target = torch.from_numpy(columns["target"][chosen]).to(scores.device)
@@ -67,20 +70,30 @@ def rank_cases(
 
 def _batches_of_like_length(lengths: IntArray, num_rows: int) -> Iterator[IntArray]:
     """Indices of cases, short histories first, so that little padding is encoded."""
-    size = max(1, min(MAX_BATCH, SCORES_PER_BATCH // num_rows))
     order = np.argsort(lengths, kind="stable")
-    for first in range(0, len(order), size):
+    most = max(1, SCORES_PER_BATCH // num_rows)
+    first = 0
+    while first < len(order):
+        longest = int(lengths[order[min(first + most, len(order)) - 1]])
+        size = min(most, max(1, EVENTS_PER_BATCH // max(1, longest)))
         yield order[first : first + size]
+        first += size
+
+
+def whole_histories(
+    store: SequenceStore, users: IntArray, positions: IntArray, device: torch.device | None = None
+) -> Int[Tensor, "B H"]:
+    """Items of each history, however long; 0 is padding."""
+    longest = int(positions.max(initial=0))
+    return torch.from_numpy(store.windows(users, positions, max(1, longest)).items).to(device)
 
 
 def seen_mask(
     store: SequenceStore, users: IntArray, positions: IntArray, num_rows: int, device: torch.device | None = None
 ) -> ItemMask:
-    """True at every item of each whole history, however long."""
-    longest = int(positions.max(initial=0))
-    rows = torch.from_numpy(store.windows(users, positions, max(1, longest)).items).to(device)
-    mask = torch.zeros((len(users), num_rows), dtype=torch.bool, device=device)
-    return mask.scatter_(1, rows, value=True)
+    """True at every item of each whole history."""
+    rows = whole_histories(store, users, positions, device)
+    return torch.zeros((len(users), num_rows), dtype=torch.bool, device=device).scatter_(1, rows, value=True)
 
 
 def summarise(ranked: Ranked, counts: IntArray, cutoffs: Sequence[int]) -> dict[str, Any]:

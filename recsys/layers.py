@@ -1,48 +1,80 @@
-"""Transformer blocks shared by the sequence models: post-LN as published, or pre-LN; causal or with a key mask."""
+"""Transformer blocks of the sequence models, one implementation for every layout.
+
+    norm="post"  x = LN(x + f(x))                     as published (Vaswani et al., 2017; BERT)
+    norm="pre"   x = x + f(LN(x)), LN after the last  trains deeper and at higher rates
+    gated        x = x + sigmoid(W LN(x)) * f(LN(x))  LiGR (Borisyuk et al., 2025), with either norm
+    swiglu       f(x) = W2 (silu(W1 x) * W3 x)        Shazeer, 2020
+
+Attention is causal or has a key mask; its dropout is left out (a third of a CPU step for no gain).
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from recsys.attention import attention, attention_of_last
 from recsys.errors import ConfigError
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
-SMALLEST = {"embedding_dim": 1, "num_blocks": 0, "num_heads": 1, "ffn_dim": 1, "recency": 0}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+SMALLEST = {
+    "max_len": 1,
+    "embedding_dim": 1,
+    "num_blocks": 0,
+    "num_heads": 1,
+    "ffn_dim": 1,
+    "recency": 0,
+    "time_buckets": 0,
+}
+MICROSECONDS = 1_000_000
+ROTARY_BASE = 100.0
+"""Slowest turn in events: histories are shorter than texts (10,000)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockConfig:
-    """One block: width D, H heads, hidden width of the feed-forward part."""
+class TransformerConfig:
+    """Architecture; `num_items` comes from the catalogue.
 
-    embedding_dim: int
-    num_heads: int
-    ffn_dim: int
-    dropout: float
-    activation: Literal["relu", "gelu"]
-    norm_first: bool
-    norm_eps: float
+    `positions` are learned vectors, rotations of queries and keys, or none. `recency` above 0 adds a penalty on
+    attention by distance (its steepest slope). `time_buckets` above 0 adds to each event the logarithm of the time
+    since the one before it, in so many buckets.
+    """
+
+    num_items: int
+    max_len: int = 200
+    embedding_dim: int = 64
+    num_blocks: int = 2
+    num_heads: int = 2
+    ffn_dim: int = 256
+    dropout: float = 0.2
+    norm: Literal["pre", "post"] = "pre"
+    gated: bool = False
+    activation: Literal["relu", "gelu", "swiglu"] = "gelu"
+    positions: Literal["learned", "rotary", "none"] = "learned"
     recency: float = 0.0
-    """Steepest slope of the distance penalty on attention (ALiBi); 0 is none."""
+    time_buckets: int = 0
 
-
-def check_transformer(config: Any) -> None:
-    """Refuses a model's config with settings (those of `SMALLEST`, `dropout`) that no transformer can have."""
-    where = type(config).__name__
-    for name, smallest in SMALLEST.items():
-        if not getattr(config, name) >= smallest:
-            raise ConfigError(f"{where}: {name}={getattr(config, name)} must be at least {smallest}.")
-    if not 0 <= config.dropout < 1:
-        raise ConfigError(f"{where}: dropout={config.dropout} must lie in [0, 1).")
-    if config.embedding_dim % config.num_heads:
-        raise ConfigError(
-            f"{where}: embedding_dim={config.embedding_dim} cannot be split over num_heads={config.num_heads}; "
-            "make the first a multiple of the second."
-        )
+    def __post_init__(self) -> None:
+        where = type(self).__name__
+        for name, smallest in SMALLEST.items():
+            if not getattr(self, name) >= smallest:
+                raise ConfigError(f"{where}: {name}={getattr(self, name)} must be at least {smallest}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"{where}: dropout={self.dropout} must lie in [0, 1).")
+        if self.embedding_dim % self.num_heads:
+            raise ConfigError(
+                f"{where}: embedding_dim={self.embedding_dim} cannot be split over num_heads={self.num_heads}; "
+                "make the first a multiple of the second."
+            )
+        if self.positions == "rotary" and (self.embedding_dim // self.num_heads) % 2:
+            raise ConfigError(
+                f"{where}: positions=rotary turns pairs of numbers, and a head of embedding_dim={self.embedding_dim} / "
+                f"num_heads={self.num_heads} has an odd width; make it even."
+            )
 
 
 @dataclass(frozen=True)
@@ -52,27 +84,65 @@ class KeyValues:
     keys: Float[Tensor, "B H T Dh"]
     values: Float[Tensor, "B H T Dh"]
 
+    @property
+    def length(self) -> int:
+        """T, the events remembered."""
+        return self.keys.shape[2]
+
     def extended(self, other: "KeyValues") -> "KeyValues":
         """With the keys and values of later events appended."""
         return KeyValues(torch.cat([self.keys, other.keys], dim=2), torch.cat([self.values, other.values], dim=2))
 
 
-class SelfAttention(nn.Module):
-    """Scaled dot-product self-attention; no dropout on the weights (a third of a CPU step for no gain)."""
+class Dropout(nn.Module):
+    """Dropout whose random numbers are bytes on a CPU, an eighth of the draws of `torch.nn.Dropout`.
 
-    def __init__(self, config: BlockConfig) -> None:
+    There the rate is rounded to a 256th and the scale fits the rounded rate, so the expectation is exact.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """`x` with a share of its numbers zero and the others scaled up; in evaluation, `x`."""
+        if not self.training or self.rate == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.rate)
+        dropped = min(255, max(1, round(self.rate * 256)))
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+        return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
+
+
+class SelfAttention(nn.Module):
+    """Scaled dot-product self-attention."""
+
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.recency = config.recency
+        self.rotary = config.positions == "rotary"
         self.qkv = nn.Linear(config.embedding_dim, 3 * config.embedding_dim)
         self.out = nn.Linear(config.embedding_dim, config.embedding_dim)
 
-    def project(self, x: Float[Tensor, "B L D"]) -> tuple[Float[Tensor, "B H L Dh"], KeyValues]:
-        """Queries, and keys with values, of every event."""
+    def project(self, x: Float[Tensor, "B L D"], first: int = 0) -> tuple[Float[Tensor, "B H L Dh"], KeyValues]:
+        """Queries, and keys with values, of events at positions `first`, `first` + 1, ..."""
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
         )
+        if self.rotary:
+            query, key = rotated(query, first), rotated(key, first)
         return query, KeyValues(key, value)
+
+    def attend_last(
+        self, query: Float[Tensor, "B H L Dh"], memory: KeyValues, lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B 1 D"]:
+        """Mixes the values for each row's last event alone."""
+        place = (lengths.long() - 1)[:, None, None, None].expand(-1, query.shape[1], 1, query.shape[3])
+        mixed = attention_of_last(query.gather(2, place), memory.keys, memory.values, lengths, self.recency)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
     def attend(
         self,
@@ -82,95 +152,102 @@ class SelfAttention(nn.Module):
         causal: bool = False,
     ) -> Float[Tensor, "B L D"]:
         """Mixes the values; `key_mask` is true where a key may be looked at."""
-        mask: Tensor | None = key_mask
-        if self.recency:
-            mask = distance_penalty(query, memory.keys, self.recency)
-            mask = mask if key_mask is None else mask.masked_fill(~key_mask, -torch.inf)
-            mask = mask.masked_fill(future(query, memory.keys), -torch.inf) if causal else mask
-        mixed = F.scaled_dot_product_attention(
-            query, memory.keys, memory.values, attn_mask=mask, is_causal=causal and not self.recency
-        )
+        mixed = attention(query, memory.keys, memory.values, key_mask, causal, self.recency)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-def distance_penalty(
-    query: Float[Tensor, "B H L Dh"], keys: Float[Tensor, "B H T Dh"], steepest: float
-) -> Float[Tensor, "1 H L T"]:
-    """-slope * events between query and key, slope = steepest ** (1 + head) (ALiBi, Press et al., ICLR 2022).
-
-    Published slopes start flatter (1/16 for two heads); histories reward recency more than text does.
-    """
-    heads = torch.arange(1, query.shape[1] + 1, device=query.device, dtype=query.dtype)
-    slopes = torch.pow(torch.full_like(heads, steepest), heads)
-    return -slopes[None, :, None, None] * offsets(query, keys).abs().to(query.dtype)
-
-
-def future(query: Float[Tensor, "B H L Dh"], keys: Float[Tensor, "B H T Dh"]) -> Bool[Tensor, "L T"]:
-    """True where the key comes after the query."""
-    return offsets(query, keys) < 0
+def rotated(x: Float[Tensor, "B H L Dh"], first: int) -> Float[Tensor, "B H L Dh"]:
+    """Pairs of numbers turned by an angle that grows with the position (RoPE, Su et al., 2021)."""
+    half = x.shape[-1] // 2
+    speeds = ROTARY_BASE ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    places = torch.arange(first, first + x.shape[2], device=x.device, dtype=torch.float32)
+    angles = places[:, None] * speeds
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    left, right = x[..., :half], x[..., half:]
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
-def offsets(query: Float[Tensor, "B H L Dh"], keys: Float[Tensor, "B H T Dh"]) -> Int[Tensor, "L T"]:
-    """How many events each query comes after each key; the last query stands at the last key."""
-    length, total = query.shape[2], keys.shape[2]
-    places = torch.arange(total, device=query.device)
-    return places[total - length :, None] - places
+class FeedForward(nn.Module):
+    """Position by position: D to F to D."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+        self.gate = nn.Linear(config.embedding_dim, config.ffn_dim) if config.activation == "swiglu" else None
+        self.inner = nn.Linear(config.embedding_dim, config.ffn_dim)
+        self.outer = nn.Linear(config.ffn_dim, config.embedding_dim)
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """The new states, without a residual."""
+        if self.gate is None:
+            return self.outer(self.activation(self.inner(x)))
+        return self.outer(self.activation(self.gate(x)) * self.inner(x))
+
+
+class Residual(nn.Module):
+    """What surrounds attention and feed-forward: norm, gate, dropout and the sum."""
+
+    def __init__(self, config: TransformerConfig, norm_eps: float) -> None:
+        super().__init__()
+        self.norm_first = config.norm == "pre"
+        self.norm = nn.LayerNorm(config.embedding_dim, eps=norm_eps)
+        self.gate = nn.Linear(config.embedding_dim, config.embedding_dim) if config.gated else None
+        self.dropout = Dropout(config.dropout)
+
+    def before(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """What the branch reads."""
+        return self.norm(x) if self.norm_first else x
+
+    def after(
+        self, x: Float[Tensor, "B L D"], read: Float[Tensor, "B L D"], branch: Float[Tensor, "B L D"]
+    ) -> Float[Tensor, "B L D"]:
+        """`x` with the branch's result added; `read` is what the branch read."""
+        added = self.dropout(branch)
+        x = x + (added if self.gate is None else torch.sigmoid(self.gate(read)) * added)
+        return x if self.norm_first else self.norm(x)
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each with residual, dropout and LayerNorm."""
+    """Attention, then feed-forward."""
 
-    def __init__(self, config: BlockConfig) -> None:
+    def __init__(self, config: TransformerConfig, norm_eps: float) -> None:
         super().__init__()
-        self.norm_first = config.norm_first
         self.attention = SelfAttention(config)
-        self.attention_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
-        self.ffn_in = nn.Linear(config.embedding_dim, config.ffn_dim)
-        self.ffn_out = nn.Linear(config.ffn_dim, config.embedding_dim)
-        self.ffn_norm = nn.LayerNorm(config.embedding_dim, eps=config.norm_eps)
-        self.activation = ACTIVATIONS[config.activation]
-        self.dropout = nn.Dropout(config.dropout)
+        self.attention_residual = Residual(config, norm_eps)
+        self.ffn = FeedForward(config)
+        self.ffn_residual = Residual(config, norm_eps)
 
     def forward(
-        self, x: Float[Tensor, "B L D"], key_mask: Bool[Tensor, "B 1 1 L"] | None = None, causal: bool = False
-    ) -> Float[Tensor, "B L D"]:
-        """States of the whole window."""
-        return self._with_memory(x, None, key_mask, causal)[0]
-
-    def prefill(self, x: Float[Tensor, "B L D"]) -> tuple[Float[Tensor, "B L D"], KeyValues]:
-        """Causal states of the whole window, and what later events need of it."""
-        return self._with_memory(x, None, None, causal=True)
-
-    def step(self, x: Float[Tensor, "B 1 D"], past: KeyValues) -> tuple[Float[Tensor, "B 1 D"], KeyValues]:
-        """Causal state of one further event."""
-        return self._with_memory(x, past, None, causal=False)
-
-    def _with_memory(
         self,
         x: Float[Tensor, "B L D"],
-        past: KeyValues | None,
-        key_mask: Bool[Tensor, "B 1 1 T"] | None,
-        causal: bool,
+        past: KeyValues | None = None,
+        key_mask: Bool[Tensor, "B 1 1 T"] | None = None,
+        causal: bool = False,
     ) -> tuple[Float[Tensor, "B L D"], KeyValues]:
-        query, memory = self.attention.project(self.attention_norm(x) if self.norm_first else x)
-        if past is not None:
-            memory = past.extended(memory)
-        x = x + self.dropout(self.attention.attend(query, memory, key_mask, causal))
-        if not self.norm_first:
-            x = self.attention_norm(x)
-        x = x + self.dropout(self._feed_forward(self.ffn_norm(x) if self.norm_first else x))
-        return (x if self.norm_first else self.ffn_norm(x)), memory
+        """New states, and what later events need of these and the `past` ones."""
+        read = self.attention_residual.before(x)
+        query, memory = self.attention.project(read, first=0 if past is None else past.length)
+        memory = memory if past is None else past.extended(memory)
+        x = self.attention_residual.after(x, read, self.attention.attend(query, memory, key_mask, causal))
+        read = self.ffn_residual.before(x)
+        return self.ffn_residual.after(x, read, self.ffn(read)), memory
 
-    def _feed_forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        return self.ffn_out(self.activation(self.ffn_in(x)))
+    def last(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B 1 D"]:
+        """The state of each row's last event; of the others only keys and values are computed."""
+        read = self.attention_residual.before(x)
+        mixed = self.attention.attend_last(*self.attention.project(read), lengths)
+        final = self.attention_residual.after(last_valid(x, lengths), last_valid(read, lengths), mixed)
+        read = self.ffn_residual.before(final)
+        return self.ffn_residual.after(final, read, self.ffn(read))
 
 
 class BlockStack(nn.Module):
-    """Blocks one after the other."""
+    """Blocks one after the other, and with pre-LN the norm after the last."""
 
-    def __init__(self, config: BlockConfig, num_blocks: int) -> None:
+    def __init__(self, config: TransformerConfig, norm_eps: float) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(Block(config, norm_eps) for _ in range(config.num_blocks))
+        self.norm = nn.LayerNorm(config.embedding_dim, eps=norm_eps) if config.norm == "pre" else nn.Identity()
 
     def __iter__(self) -> Iterator[Block]:
         return (cast("Block", block) for block in self.blocks)
@@ -180,16 +257,25 @@ class BlockStack(nn.Module):
     ) -> Float[Tensor, "B L D"]:
         """States of the whole window."""
         for block in self:
-            x = block(x, key_mask, causal)
-        return x
+            x, _ = block(x, key_mask=key_mask, causal=causal)
+        return self.norm(x)
+
+    def last(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], causal: bool = False) -> Float[Tensor, "B D"]:
+        """The state of each row's last event; the last block computes no other."""
+        key_mask = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[:, None, None, :]
+        blocks = list(self)
+        for block in blocks[:-1]:
+            x, _ = block(x, key_mask=None if causal else key_mask, causal=causal)
+        final = blocks[-1].last(x, lengths) if blocks else last_valid(x, lengths)
+        return self.norm(final).squeeze(1)
 
     def prefill(self, x: Float[Tensor, "B L D"]) -> tuple[Float[Tensor, "B L D"], tuple[KeyValues, ...]]:
         """Causal states of the whole window, and each block's memory of it."""
         memory = []
         for block in self:
-            x, cached = block.prefill(x)
+            x, cached = block(x, causal=True)
             memory.append(cached)
-        return x, tuple(memory)
+        return self.norm(x), tuple(memory)
 
     def step(
         self, x: Float[Tensor, "B 1 D"], memory: tuple[KeyValues, ...]
@@ -197,15 +283,24 @@ class BlockStack(nn.Module):
         """Causal state of one further event, and the longer memory."""
         longer = []
         for block, past in zip(self, memory, strict=True):
-            x, cached = block.step(x, past)
+            x, cached = block(x, past)
             longer.append(cached)
-        return x, tuple(longer)
+        return self.norm(x), tuple(longer)
 
 
-def last_valid(states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+def interval_buckets(timestamps: Int[Tensor, "B L"], num_buckets: int) -> Int[Tensor, "B L"]:
+    """Bucket of the time since the event before: 1 + log2(1 + seconds), rounded down, at most the last bucket.
+
+    Bucket 0 is an unknown time: that of a window's first event, which would change with the window.
+    """
+    seconds = torch.diff(timestamps).clamp(min=0) // MICROSECONDS
+    buckets = 1 + torch.log2(1 + seconds.double()).long()
+    return F.pad(buckets.clamp(max=num_buckets - 1), (1, 0))
+
+
+def last_valid(states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B 1 D"]:
     """The state of each row's last event."""
-    last = (lengths.long() - 1)[:, None, None].expand(-1, 1, states.shape[2])
-    return states.gather(1, last).squeeze(1)
+    return states.gather(1, (lengths.long() - 1)[:, None, None].expand(-1, 1, states.shape[2]))
 
 
 def init_weights(module: nn.Module, std: float = 0.02) -> None:

@@ -26,10 +26,18 @@ class RetrieverScorer:
     def scores(self, batch: Histories) -> Float[Tensor, "B V"]:
         """Inner products, or the same fixed scores where nothing is known."""
         known = batch.lengths > 0
+        if known.all():
+            return self._products(batch)
         scores = self.no_history.expand(len(known), -1).clone()
         if known.any():
-            scores[known] = (self.model.encode(batch.rows(known)) @ self.item_vectors.T).to(scores.dtype)
+            scores[known] = self._products(batch.rows(known)).to(scores.dtype)
         return scores
+
+    def _products(self, batch: Histories) -> Float[Tensor, "B V"]:
+        """In the item vectors' precision even under autocast, whose narrow numbers would tie."""
+        vectors = self.model.encode(batch).to(self.item_vectors.dtype)
+        with torch.autocast(vectors.device.type, enabled=False):
+            return vectors @ self.item_vectors.T
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,13 @@ class FullRanking:
     def recommend(self, batch: Histories, k: int, mask: ItemMask | None) -> TopK:
         """The k best allowed items, padding never among them."""
         return top_k(allowed_scores(self.scorer.scores(batch), mask), k)
+
+
+def without_items(scores: Float[Tensor, "B V"], excluded: Int[Tensor, "B E"]) -> Float[Tensor, "B V"]:
+    """A copy with -inf at padding and at each row's `excluded` items."""
+    allowed = scores.scatter(1, excluded, -torch.inf)
+    allowed[:, 0] = -torch.inf
+    return allowed
 
 
 def allowed_scores(scores: Float[Tensor, "B V"], mask: ItemMask | None) -> Float[Tensor, "B V"]:
@@ -62,8 +77,9 @@ def target_ranks(scores: Float[Tensor, "B V"], target: Int[Tensor, " B"]) -> Int
     Scores of -inf are items that may not be returned; a target among them gets `NOT_RETURNED`, a miss at any cutoff.
     """
     own = scores.gather(1, target[:, None])
-    if torch.isnan(scores[:, 1:]).any():
-        row = int(torch.isnan(scores[:, 1:]).any(dim=1).nonzero()[0, 0])
+    spoiled = scores[:, 1:].amax(dim=1).isnan()
+    if spoiled.any():
+        row = int(spoiled.nonzero()[0, 0])
         raise DataError(f"ranking: the model's scores hold NaN (first in row {row} of the batch); it has diverged.")
     ranks = (scores >= own).sum(dim=1)
     return torch.where(own.squeeze(1) == -torch.inf, NOT_RETURNED, ranks)

@@ -107,7 +107,8 @@ class Trainer:
         self.accelerator = make_accelerator(config)
         self.model = model
         self.network = self.accelerator.prepare(_Loss(model))
-        self.optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+        groups = _parameter_groups(model, config.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         self.tracker = tracker or NoTracker()
         self.progress = Progress()
         self.best = copy_weights(model.state_dict())

@@ -51,15 +51,25 @@ def item_table(num_items: int) -> pl.DataFrame:
     })
 
 
-def windows_of(histories: Sequence[Sequence[int]]) -> Windows:
-    """Right-padded windows of whole histories."""
+def irregular_times(length: int) -> list[int]:
+    """Microseconds of the first `length` events of any history: from 1 to 4 million seconds apart, out of order."""
+    gaps = [2 ** ((7 * place) % 23) for place in range(length)]
+    return (START_OF_TIME + 1_000_000 * np.cumsum(gaps, dtype=np.int64)).tolist()
+
+
+def windows_of(histories: Sequence[Sequence[int]], timestamps: Sequence[Sequence[int]] | None = None) -> Windows:
+    """Right-padded windows of whole histories, at irregular times unless others are given."""
     lengths = np.array([len(history) for history in histories], dtype=np.int64)
-    return store_of(histories).windows(np.arange(len(histories)), lengths, max(1, int(lengths.max())))
+    times = [irregular_times(length) for length in lengths] if timestamps is None else timestamps
+    store = store_of(histories, [time for history in times for time in history])
+    return store.windows(np.arange(len(histories)), lengths, max(1, int(lengths.max())))
 
 
-def histories_of(histories: Sequence[Sequence[int]], width: int | None = None) -> Histories:
+def histories_of(
+    histories: Sequence[Sequence[int]], width: int | None = None, timestamps: Sequence[Sequence[int]] | None = None
+) -> Histories:
     """The same as a model's input, padded to `width`."""
-    batch = Histories.from_windows(windows_of(histories))
+    batch = Histories.from_windows(windows_of(histories, timestamps))
     missing = 0 if width is None else width - batch.items.shape[1]
     padded = torch.nn.functional.pad
     return Histories(padded(batch.items, (0, missing)), padded(batch.timestamps, (0, missing)), batch.lengths)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from contract import MAX_LEN, NUM_ITEMS, RetrieverContract, adamw_steps, random_batch, scrambled
+from contract import MAX_LEN, NUM_ITEMS, LearningContract, RetrieverContract, adamw_steps, random_batch, scrambled
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import PRIME, histories_of, random_histories, windows_of
@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from models.bert4rec import BERT4Rec, BERT4RecConfig, cloze_mask
 from recsys.batches import TrainingWindows
 from recsys.errors import ConfigError
+from recsys.losses import LossConfig
 from recsys.sequences import Windows
 
 SMALL = {
@@ -36,7 +37,7 @@ def make(**settings: Any) -> BERT4Rec:
     return BERT4Rec(BERT4RecConfig(**SMALL | {"num_heads": 2 if "embedding_dim" in settings else 3} | settings))
 
 
-class TestBERT4Rec(RetrieverContract):
+class TestBERT4Rec(LearningContract, RetrieverContract):
     """The contract."""
 
     rule_steps = 350
@@ -46,11 +47,61 @@ class TestBERT4Rec(RetrieverContract):
         return make(**settings)
 
 
-class TestBERT4RecWithRecency(TestBERT4Rec):
+class TestBERT4RecWithRecency(LearningContract, RetrieverContract):
     """Distances in place of learned positions."""
 
+    rule_steps = 350
+    rule_settings: ClassVar[dict[str, Any]] = {"max_len": 4, "last_item_share": 0.5}
+
     def make(self, **settings: Any) -> BERT4Rec:
-        return super().make(**{"recency": 0.5} | settings)
+        return make(**{"positions": "none", "recency": 0.5} | settings)
+
+
+class TestBERT4RecPreNorm(RetrieverContract):
+    """LiGR layers under the cloze task."""
+
+    def make(self, **settings: Any) -> BERT4Rec:
+        return make(**{"norm": "pre", "gated": True, "activation": "swiglu", "positions": "rotary"} | settings)
+
+
+class TestBERT4RecWithTimes(RetrieverContract):
+    """Intervals between events."""
+
+    def make(self, **settings: Any) -> BERT4Rec:
+        return make(**{"time_buckets": 20} | settings)
+
+
+class TestBERT4RecSampledSoftmax(LearningContract, RetrieverContract):
+    """The bias is a dimension of the sampled vectors too."""
+
+    rule_steps = 450
+    rule_settings: ClassVar[dict[str, Any]] = {"max_len": 4, "last_item_share": 0.5}
+
+    def make(self, **settings: Any) -> BERT4Rec:
+        return make(**{"loss": LossConfig(kind="sampled-softmax", negatives=16)} | settings)
+
+
+class TestBERT4RecGeneralisedBinary(RetrieverContract):
+    """gBCE."""
+
+    def make(self, **settings: Any) -> BERT4Rec:
+        return make(**{"loss": LossConfig(kind="gbce", negatives=16)} | settings)
+
+    @staticmethod
+    def loss_of_a_guess(num_items: int) -> float:
+        rate = 16 / (num_items - 1)
+        return math.log(2) * (16 + 0.75 * (rate - 1) + 1) / 17
+
+
+class TestBERT4RecBinary(RetrieverContract):
+    """One negative a mask."""
+
+    def make(self, **settings: Any) -> BERT4Rec:
+        return make(**{"loss": LossConfig(kind="bce")} | settings)
+
+    @staticmethod
+    def loss_of_a_guess(num_items: int) -> float:  # noqa: ARG004 - the same for any
+        return 2 * math.log(2)
 
 
 def test_the_mask_takes_one_of_the_positions() -> None:
@@ -117,14 +168,16 @@ def test_the_item_under_a_mask_is_invisible() -> None:
     others = np.where(hidden, windows.items % NUM_ITEMS + 1, windows.items)
     twin = model.training_batch(Windows(others, windows.timestamps, windows.lengths), np.random.default_rng(3))
     assert (twin.target != batch.target).any()
-    assert torch.equal(model.hidden_states(twin.history), model.hidden_states(batch.history))
+    assert torch.equal(
+        model.hidden_states(twin.history, twin.timestamps), model.hidden_states(batch.history, batch.timestamps)
+    )
 
 
 def test_a_later_item_changes_an_earlier_mask() -> None:
     model = scrambled(make())
     tokens = torch.tensor([[3, model.mask_row, 5, 7]])
     later = torch.tensor([[3, model.mask_row, 5, 8]])
-    assert (model.hidden_states(tokens)[0, 1] - model.hidden_states(later)[0, 1]).abs().max() > 1e-3
+    assert (model.hidden_states(tokens, tokens)[0, 1] - model.hidden_states(later, tokens)[0, 1]).abs().max() > 1e-3
 
 
 def test_order_matters_by_the_position_table_alone() -> None:
@@ -165,7 +218,7 @@ def test_mask_and_padding_are_no_classes() -> None:
     """The mask's row learns from the input alone, padding's bias not at all."""
     model = scrambled(make())
     tokens = torch.tensor([[3, 5, 7]])
-    states = model.hidden_states(tokens)
+    states = model.hidden_states(tokens, tokens)
     logits = model.predictions(states) @ model.item_vectors().T
     assert logits.shape[-1] == NUM_ITEMS + 1
     model.loss(random_batch(model)).backward()
@@ -201,13 +254,15 @@ def test_it_can_learn_a_few_sequences_by_heart() -> None:
     torch.manual_seed(0)
     model = make(num_items=PRIME, max_len=6, embedding_dim=32, ffn_dim=64, mask_share=0.2)
     histories = random_histories(32, PRIME, 6, seed=5, shortest=6)
-    adamw_steps(model, 350, lambda _: histories, rate=5e-3)
+    adamw_steps(model, 500, lambda _: histories, rate=5e-3)
     right = total = 0
     model.eval()
     for seed in range(5):
         batch = model.training_batch(windows_of(histories), np.random.default_rng(seed))
         masked = batch.target != 0
-        logits = model.predictions(model.hidden_states(batch.history)[masked]) @ model.item_vectors().T
+        logits = (
+            model.predictions(model.hidden_states(batch.history, batch.timestamps)[masked]) @ model.item_vectors().T
+        )
         right += int((logits[:, 1:].argmax(dim=1) + 1 == batch.target[masked]).sum())
         total += int(masked.sum())
     assert total >= 160
@@ -219,7 +274,7 @@ def test_what_is_asked_in_use_was_seen_in_training() -> None:
     model = scrambled(make(last_item_share=1.0))
     histories = random_histories(4, NUM_ITEMS, MAX_LEN, shortest=2)
     batch = model.training_batch(windows_of(histories), np.random.default_rng(0))
-    trained = model.predictions(model.hidden_states(batch.history)[batch.target != 0])
+    trained = model.predictions(model.hidden_states(batch.history, batch.timestamps)[batch.target != 0])
     assert_close(model.encode(histories_of([history[:-1] for history in histories])), trained, rtol=1e-5, atol=1e-5)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny import events_of, histories_of, item_table
 from torch import nn
 
@@ -14,6 +13,8 @@ from models.registry import FLOORS, MODELS, build_config, model_config, preset
 from pipelines.train import TrainingConfig
 from recsys.contracts import CountingModel, TrainableRetriever
 from recsys.errors import ConfigError
+from recsys.layers import Dropout
+from recsys.losses import LossConfig
 
 HERE = Path(__file__).parent
 PRESETS = [
@@ -105,6 +106,19 @@ def test_an_unknown_preset_is_refused() -> None:
         ({"embedding_dim": [64]}, r"model sasrec: embedding_dim=\[64\] is not usable"),
         ({"num_blocks": True}, "model sasrec: num_blocks=True is not usable: a number is needed"),
         ({"num_heads": 5}, "embedding_dim=64 cannot be split over num_heads=5"),
+        ({"norm": "both"}, "model sasrec: norm='both' is not usable: .*'pre' or 'post'"),
+        ({"positions": "sine"}, "model sasrec: positions='sine' is not usable: .*'learned', 'rotary' or 'none'"),
+        ({"time_buckets": "log"}, "model sasrec: time_buckets='log' is not usable: .*valid integer"),
+        ({"loss": "gbce"}, "model sasrec: loss='gbce' is not usable"),
+        ({"loss": {"kind": "hinge"}}, "model sasrec: loss: kind='hinge' is not usable: .*'softmax'"),
+        ({"loss": {"negatives": "many"}}, "model sasrec: loss: negatives='many' is not usable: .*valid integer"),
+        ({"loss": {"negatives": 1}}, "LossConfig: negatives=1 must be at least 2"),
+        (
+            {"loss": {"negatives": True}},
+            "model sasrec: loss: negatives=True is not usable: a number is needed, not true or false",
+        ),
+        ({"loss": {"calibration": 2}}, r"LossConfig: calibration=2\S* must lie in \[0, 1\]"),
+        ({"loss": {"knid": "gbce"}}, r"model sasrec: loss: no setting 'knid' \(did you mean 'kind'\?\)"),
     ],
 )
 def test_unusable_settings_are_refused_by_name(values: dict[str, Any], message: str) -> None:
@@ -142,6 +156,27 @@ def test_a_transformer_may_have_no_block_and_no_dropout(name: str) -> None:
     assert config.model_class(config.values).item_vectors().shape[0] == 44
 
 
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+def test_a_loss_is_a_section_of_its_model(name: str) -> None:
+    config = model_config(name, {"loss": {"kind": "gbce", "negatives": 7}}, 43)
+    assert config.values.loss == LossConfig(kind="gbce", negatives=7)
+    assert config.as_dict()["loss"] == {
+        "kind": "gbce",
+        "negatives": 7,
+        "sampling": "uniform",
+        "log_q": True,
+        "calibration": 0.75,
+    }
+    again = model_config(name, {key: value for key, value in config.as_dict().items() if key != "num_items"}, 43)
+    assert again == config
+
+
+def test_more_negatives_than_items_are_refused_when_the_model_is_built() -> None:
+    config = model_config("sasrec", {"loss": {"kind": "sampled-softmax", "negatives": 44}}, 43)
+    with pytest.raises(ConfigError, match="loss: 44 distinct negatives cannot be drawn from 43 items"):
+        config.model_class(config.values)
+
+
 @dataclass(frozen=True)
 class Switches:
     """A config with a truth value and a choice of kinds."""
@@ -164,10 +199,10 @@ def test_a_choice_lists_what_may_be_chosen() -> None:
 def test_settings_reach_the_model() -> None:
     values = {"embedding_dim": 10, "num_blocks": 3, "num_heads": 5, "ffn_dim": 12, "max_len": 9, "dropout": 0.25}
     config = model_config("sasrec", values, 43)
-    assert config.as_dict() == values | {"num_items": 43, "recency": 0.0}
+    assert config.as_dict().items() >= (values | {"num_items": 43, "norm": "pre", "positions": "learned"}).items()
     shapes = {name: tuple(weight.shape) for name, weight in config.model_class(config.values).named_parameters()}
     assert shapes["items.weight"] == (44, 10)
     assert shapes["positions.weight"] == (9, 10)
-    assert shapes["blocks.blocks.2.ffn_in.weight"] == (12, 10)
-    dropouts = {part.p for part in config.model_class(config.values).modules() if isinstance(part, torch.nn.Dropout)}
+    assert shapes["blocks.blocks.2.ffn.inner.weight"] == (12, 10)
+    dropouts = {part.rate for part in config.model_class(config.values).modules() if isinstance(part, Dropout)}
     assert dropouts == {0.25}

@@ -1,18 +1,19 @@
 """SASRec: the causal contract, and what papers and public code say of this model."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from contract import MAX_LEN, NUM_ITEMS, CausalRetrieverContract, random_batch, scrambled
-from tiny import histories_of, random_histories, windows_of
+from contract import MAX_LEN, NUM_ITEMS, CausalRetrieverContract, LearningContract, random_batch, scrambled
+from tiny import histories_of, irregular_times, random_histories, windows_of
 from torch.testing import assert_close
 
 from models.sasrec import SASRec, SASRecConfig
 from recsys.errors import ConfigError
+from recsys.losses import LossConfig
 
 SMALL = {
     "num_items": NUM_ITEMS,
@@ -30,21 +31,92 @@ def make(**settings: Any) -> SASRec:
     return SASRec(SASRecConfig(**SMALL | {"num_heads": 2 if "embedding_dim" in settings else 3} | settings))
 
 
-class TestSASRec(CausalRetrieverContract):
+class TestSASRec(LearningContract, CausalRetrieverContract):
     """The contract."""
 
     def make(self, **settings: Any) -> SASRec:
         return make(**settings)
 
 
-class TestSASRecWithRecency(CausalRetrieverContract):
+class TestSASRecWithRecency(LearningContract, CausalRetrieverContract):
     """Distances in place of learned positions."""
 
     def make(self, **settings: Any) -> SASRec:
-        return make(**{"recency": 0.5} | settings)
+        return make(**{"positions": "none", "recency": 0.5} | settings)
 
     def test_no_positions_are_learned(self) -> None:
         assert not [name for name, _ in self.make().named_parameters() if "position" in name]
+
+
+class TestSASRecLiGR(CausalRetrieverContract):
+    """Gates, SwiGLU and rotations."""
+
+    def make(self, **settings: Any) -> SASRec:
+        return make(**{"gated": True, "activation": "swiglu", "positions": "rotary"} | settings)
+
+
+class TestSASRecPostNorm(CausalRetrieverContract):
+    """The norm after the sum, as first published for transformers; with gates and distances beside positions."""
+
+    def make(self, **settings: Any) -> SASRec:
+        return make(**{"norm": "post", "gated": True, "activation": "gelu", "recency": 0.3} | settings)
+
+
+class TestSASRecWithTimes(CausalRetrieverContract):
+    """Intervals between events, and rotations for their order."""
+
+    def make(self, **settings: Any) -> SASRec:
+        return make(**{"time_buckets": 20, "positions": "rotary"} | settings)
+
+    def test_it_says_that_it_reads_times(self) -> None:
+        assert self.make().reads_times
+        assert not make().reads_times
+
+
+class TestSASRecSampledSoftmax(LearningContract, CausalRetrieverContract):
+    """Uniform negatives."""
+
+    def make(self, **settings: Any) -> SASRec:
+        return make(**{"loss": LossConfig(kind="sampled-softmax", negatives=16)} | settings)
+
+
+class TestSASRecMixedNegatives(CausalRetrieverContract):
+    """Half uniform, half of the batch."""
+
+    def make(self, **settings: Any) -> SASRec:
+        model = make(**{"loss": LossConfig(kind="sampled-softmax", negatives=16, sampling="mixed")} | settings)
+        model.learn_popularity(np.minimum(1, np.arange(model.config.num_items + 1)))
+        return model
+
+
+class TestSASRecGeneralisedBinary(LearningContract, CausalRetrieverContract):
+    """gBCE."""
+
+    rule_steps = 360
+    loss_knows_chance = False
+
+    def make(self, **settings: Any) -> SASRec:
+        return make(**{"loss": LossConfig(kind="gbce", negatives=16)} | settings)
+
+    @staticmethod
+    def loss_of_a_guess(num_items: int) -> float:
+        rate = 16 / (num_items - 1)
+        return math.log(2) * (16 + 0.75 * (rate - 1) + 1) / 17
+
+
+class TestSASRecBinary(LearningContract, CausalRetrieverContract):
+    """The published loss; of longer windows it would not learn the next item from those after, never its negatives."""
+
+    rule_steps = 450
+    rule_settings: ClassVar[dict[str, Any]] = {"max_len": 1}
+    loss_knows_chance = False
+
+    def make(self, **settings: Any) -> SASRec:
+        return make(**{"loss": LossConfig(kind="bce")} | settings)
+
+    @staticmethod
+    def loss_of_a_guess(num_items: int) -> float:  # noqa: ARG004 - the same for any
+        return 2 * math.log(2)
 
 
 def test_windows_are_one_event_longer_than_what_the_model_reads() -> None:
@@ -69,7 +141,7 @@ def test_without_blocks_it_scores_by_the_normalised_last_item() -> None:
     for history in histories:
         x = weights["items.weight"][history[-1]] + weights["positions.weight"][len(history) - 1]
         deviation = (x - x.mean()) / (x.var(correction=0) + 1e-8).sqrt()
-        expected.append(deviation * weights["norm.weight"] + weights["norm.bias"])
+        expected.append(deviation * weights["blocks.norm.weight"] + weights["blocks.norm.bias"])
     scores = model.encode(histories_of(histories)) @ model.item_vectors().T
     assert_close(scores.double(), torch.stack(expected) @ weights["items.weight"].T, rtol=1e-5, atol=1e-5)
 
@@ -84,7 +156,7 @@ def test_output_table_is_the_input_table_and_learns_from_both_ends() -> None:
         table = model.items.weight
         x = F.embedding(batch.history, table if tied_in else table.detach())
         x = x + model.positions.weight[: batch.history.shape[1]]
-        states = model.norm(model.blocks(x, causal=True))
+        states = model.blocks(x, causal=True)
         logits = states[batch.target != 0] @ (table if tied_out else table.detach())[1:].T
         F.cross_entropy(logits, batch.target[batch.target != 0] - 1).backward()
         return torch.zeros_like(table) if table.grad is None else table.grad.clone()
@@ -128,19 +200,68 @@ def test_loss_at_the_start_is_ln_of_the_catalogue() -> None:
     assert loss == pytest.approx(8.136, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("sampled-softmax", math.log(3416)), ("gbce", math.log(2) * (256 + 0.30622) / 257), ("bce", 2 * math.log(2))],
+)
+def test_sampled_losses_start_where_the_sheet_says(kind: str, expected: float) -> None:
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(num_items=3416, max_len=20, loss=LossConfig(kind=kind, negatives=256)))  # type: ignore[arg-type]
+    loss = model.loss(random_batch(model, rows=16, num_items=3416)).item()
+    assert loss == pytest.approx(expected, rel=0.01)
+
+
+def test_a_binary_negative_is_no_event_of_its_window() -> None:
+    """Not the first one either, which is read and never a target."""
+    model = make(loss=LossConfig(kind="bce"))
+    for seed in range(20):
+        histories = random_histories(9, NUM_ITEMS, MAX_LEN + 1, seed, shortest=2)
+        batch = model.training_batch(windows_of(histories), np.random.default_rng(seed))
+        assert batch.negatives is not None
+        assert batch.negatives.items.shape == batch.target.shape
+        for row, history in enumerate(histories):
+            assert not set(batch.negatives.items[row, : len(history) - 1].tolist()) & set(history)
+
+
+def test_a_sampled_loss_is_drawn_by_the_given_rng() -> None:
+    model = make(loss=LossConfig(kind="sampled-softmax", negatives=7))
+    windows = windows_of(random_histories(9, NUM_ITEMS, MAX_LEN))
+
+    def drawn(seed: int) -> list[int]:
+        batch = model.training_batch(windows, np.random.default_rng(seed))
+        assert batch.negatives is not None
+        return batch.negatives.items.tolist()
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+
+
+def test_states_know_the_time_since_the_last_event() -> None:
+    """By hand for one event after another: bucket 1 + floor(log2(1 + s)) is added to the item."""
+    model = scrambled(make(time_buckets=20, positions="none", num_blocks=0)).double()
+    history, times = torch.tensor([[4, 9, 2]]), torch.tensor([[5_000_000, 5_000_000 + 3_000_000, 70_000_000]])
+    x = model.items.weight[history[0]] + model.intervals.weight[[0, 3, 6]]
+    deviation = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-8).sqrt()
+    expected = deviation * model.blocks.norm.weight + model.blocks.norm.bias
+    assert_close(model.hidden_states(history, times)[0], expected)
+
+
 def test_a_window_of_one_event_predicts_nothing() -> None:
     batch = make().training_batch(windows_of([[4], [5, 6]]), np.random.default_rng(0))
     assert batch.history.tolist() == [[0], [5]]
     assert batch.target.tolist() == [[0], [6]]
+    assert batch.timestamps.tolist() == [irregular_times(1)] * 2
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"embedding_dim": 10, "num_heads": 3}, "embedding_dim=10 cannot be split over num_heads=3"),
-        ({"max_len": 0}, "max_len=0 leaves no history"),
+        ({"max_len": 0}, "max_len=0 must be at least 1"),
+        ({"positions": "rotary", "embedding_dim": 9}, "positions=rotary turns pairs .* embedding_dim=9 / num_heads=3"),
+        ({"time_buckets": -1}, "time_buckets=-1 must be at least 0"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, int], message: str) -> None:
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SASRecConfig(**SMALL | settings)

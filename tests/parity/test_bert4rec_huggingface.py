@@ -70,10 +70,10 @@ def copies(model: BERT4Rec, bert: BertForMaskedLM) -> Iterator[tuple[Tensor, Ten
             yield linear.weight, weight
             yield linear.bias, bias
         yield from module(layer.attention.output.dense, block.attention.out)
-        yield from module(layer.attention.output.LayerNorm, block.attention_norm)
-        yield from module(layer.intermediate.dense, block.ffn_in)
-        yield from module(layer.output.dense, block.ffn_out)
-        yield from module(layer.output.LayerNorm, block.ffn_norm)
+        yield from module(layer.attention.output.LayerNorm, block.attention_residual.norm)
+        yield from module(layer.intermediate.dense, block.ffn.inner)
+        yield from module(layer.output.dense, block.ffn.outer)
+        yield from module(layer.output.LayerNorm, block.ffn_residual.norm)
     yield from module(head.transform.dense, model.head)
     yield from module(head.transform.LayerNorm, model.head_norm)
     yield head.bias[:-1], model.item_bias
@@ -84,7 +84,7 @@ def test_logits_and_loss_are_those_of_bert() -> None:
     bert = theirs(model)
     histories = random_histories(5, CONFIG.num_items, CONFIG.max_len)
     batch = model.training_batch(windows_of(histories), np.random.default_rng(0))
-    logits = model.predictions(model.hidden_states(batch.history)) @ model.item_vectors().T
+    logits = model.predictions(model.hidden_states(batch.history, batch.timestamps)) @ model.item_vectors().T
     reference = bert(batch.history, attention_mask=(batch.history != 0).long()).logits[..., : model.mask_row]
     valid = batch.history != 0
     assert logits[valid].std() > 0.5

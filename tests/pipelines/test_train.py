@@ -12,17 +12,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from builders import random_rows, write_dataset
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from tiny import tiny_prepared
 
 from models.markov import Markov, MarkovConfig
 from pipelines.loading import run_model
+from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
-from pipelines.train import TrainConfig, make_plan, train
+from pipelines.train import TrainConfig, deep_merged, make_plan, parse_setting, train
 from recsys.checkpoints import latest_checkpoint
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import mean_metrics, rank_cases
+from recsys.losses import LossConfig
 from recsys.prepared import Prepared
 from recsys.ranking import RetrieverScorer
 from recsys.runs import Run, open_run
@@ -37,6 +40,13 @@ SMALL = (
     "training.batch_size=8",
     "training.warmup_steps=2",
 )
+RESUMED = (
+    "model.loss.kind=sampled-softmax",
+    "model.loss.sampling=mixed",
+    "model.loss.negatives=12",
+    "training.checkpoint_seconds=0",
+)
+"""Dropout and negatives are drawn, and every step is kept."""
 KILLED_WHILE_SAVING = """
 import os, runpy, signal, sys
 from recsys import checkpoints
@@ -118,7 +128,19 @@ def test_a_run_says_what_it_is(prepared: Prepared, tmp_path: Path) -> None:
         "num_heads": 2,
         "ffn_dim": 12,
         "dropout": 0.2,
+        "norm": "pre",
+        "gated": False,
+        "activation": "relu",
+        "positions": "learned",
         "recency": 0.0,
+        "time_buckets": 0,
+        "loss": {
+            "kind": "softmax",
+            "negatives": 512,
+            "sampling": "uniform",
+            "log_q": True,
+            "calibration": 0.75,
+        },
     }
     assert (config["name"], config["seed"], config["training"]["batch_size"]) == ("sasrec", 7, 8)
     counts = run.manifest["counts"]
@@ -173,9 +195,60 @@ def test_single_settings_win_over_the_file_and_the_file_over_the_preset(prepared
     assert (plan.training.epochs, plan.training.learning_rate, plan.training.patience) == (4, 0.01, 10)
 
 
+def test_settings_within_settings_are_merged_key_by_key(prepared: Prepared, tmp_path: Path) -> None:
+    """What file and single settings do not name keeps its value at every level."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {loss: {negatives: 9, calibration: 0.5}, gated: true}\n", encoding="utf-8")
+    config = TrainConfig(
+        data=prepared.folder,
+        model="sasrec",
+        out=tmp_path / "run",
+        config_file=file,
+        settings=("model.loss.kind=gbce", "model.loss.calibration=0.25", "model.norm=post"),
+    )
+    values = make_plan(config).model.values
+    assert values.loss == LossConfig(kind="gbce", negatives=9, calibration=0.25)
+    assert (values.gated, values.norm, values.embedding_dim) == (True, "post", 64)
+
+
+def test_a_setting_of_any_depth_is_a_mapping_of_mappings() -> None:
+    assert parse_setting("model.loss.kind=gbce") == {"model": {"loss": {"kind": "gbce"}}}
+    assert parse_setting("training.epochs=3") == {"training": {"epochs": 3}}
+    assert parse_setting("a.b.c.d=[1, x=2]") == {"a": {"b": {"c": {"d": [1, "x=2"]}}}}
+
+
+def test_merging_leaves_both_sides_as_they_were() -> None:
+    values, update = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}, {"a": {"c": {"f": 4}}, "e": {"g": 5}}
+    assert deep_merged(values, update) == {"a": {"b": 1, "c": {"d": 2, "f": 4}}, "e": {"g": 5}}
+    assert values == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert update == {"a": {"c": {"f": 4}}, "e": {"g": 5}}
+
+
+@pytest.mark.parametrize("model", ["sasrec", "bert4rec"])
+def test_times_are_refused_where_data_knows_the_order_alone(tmp_path: Path, model: str) -> None:
+    dataset = write_dataset(tmp_path / "dataset", random_rows(0, users=9, items=7, events=90), time="order")
+    prepared = prepare(PrepareConfig(dataset=dataset, out=tmp_path / "prepared", split="last-item", seen="keep"))
+    with pytest.raises(DataError, match=rf"train {model}: model.time_buckets needs times, and .*prepared only knows"):
+        trained(prepared, tmp_path / "run", "model.time_buckets=9", model=model)
+    trained(prepared, tmp_path / "run", "training.epochs=1", model=model)
+
+
+@pytest.mark.parametrize("sampling", ["popularity", "in-batch", "mixed"])
+def test_a_run_with_popular_negatives_knows_the_counts(prepared: Prepared, tmp_path: Path, sampling: str) -> None:
+    """Those of the training events alone."""
+    settings = ("model.loss.kind=sampled-softmax", f"model.loss.sampling={sampling}", "model.loss.negatives=9")
+    run = trained(prepared, tmp_path / "run", *settings, "training.epochs=1")
+    assert run.config["model"]["loss"]["sampling"] == sampling
+    assert np.isfinite(epochs(run)[0]["loss"])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (("model.loss.knid=gbce",), r"model sasrec: loss: no setting 'knid' \(did you mean 'kind'\?\)"),
+        (("model.loss.negatives=many",), "model sasrec: loss: negatives='many' is not usable: .*valid integer"),
+        (("model.loss=gbce",), "model sasrec: loss='gbce' is not usable"),
+        (("model.loss.kind=gbce", "model.loss.negatives=512"), "loss: 512 distinct negatives cannot be drawn from"),
         (("model.dropuot=0.1",), r"no setting 'dropuot' \(did you mean 'dropout'\?\)"),
         (("training.epochs=many",), "training of sasrec: epochs='many' is not usable: .*valid integer"),
         (("training.epochs=0",), "training: epochs=0 must be above 0"),
@@ -224,7 +297,7 @@ def test_a_run_is_not_replaced_by_accident(prepared: Prepared, tmp_path: Path) -
 def killed(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a training was killed (SIGKILL) in its second epoch, half-way through writing its ninth checkpoint."""
     out = tmp_path_factory.mktemp("killed") / "run"
-    arguments = command(prepared, out, "training.checkpoint_seconds=0")
+    arguments = command(prepared, out, *RESUMED)
     result = python("-c", KILLED_WHILE_SAVING.format(steps=8), *arguments)
     assert result.returncode == -9, result.stderr
     return out
@@ -247,10 +320,10 @@ def test_a_killed_training_ends_with_the_same_weights(prepared: Prepared, killed
     assert checkpoint is not None
     assert checkpoint.progress.epoch == 1
     assert 0 < checkpoint.progress.batch < 5, "killed inside an epoch"
-    result = python("-m", "pipelines.cli", *command(prepared, out, "training.checkpoint_seconds=0"))
+    result = python("-m", "pipelines.cli", *command(prepared, out, *RESUMED))
     assert result.returncode == 0, result.stderr
     assert "going on after epoch 1" in result.stderr
-    undisturbed = trained(prepared, tmp_path / "undisturbed", "training.checkpoint_seconds=0")
+    undisturbed = trained(prepared, tmp_path / "undisturbed", *RESUMED)
     resumed = open_run(out)
     assert_same_weights(resumed, undisturbed)
     assert epochs(resumed) == epochs(undisturbed)
@@ -262,7 +335,7 @@ def test_a_killed_training_does_not_go_on_with_other_settings(
     prepared: Prepared, killed: Path, tmp_path: Path, change: str
 ) -> None:
     out = copy_of_killed(killed, tmp_path)
-    settings = ["training.checkpoint_seconds=0"]
+    settings = list(RESUMED)
     options: dict[str, Any] = {}
     data = prepared
     if change == "setting":
@@ -278,10 +351,20 @@ def test_a_killed_training_does_not_go_on_with_other_settings(
     assert_same_weights(restarted, trained(data, tmp_path / "fresh", *settings, **options))
 
 
-def test_two_processes_train_as_one(prepared: Prepared, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param((), id="softmax"),
+        pytest.param(
+            ("model.loss.kind=sampled-softmax", "model.loss.sampling=mixed", "model.loss.negatives=12"), id="sampled"
+        ),
+    ],
+)
+def test_two_processes_train_as_one(prepared: Prepared, tmp_path: Path, loss: tuple[str, ...]) -> None:
     """The same losses and figures each epoch, though one batch holds a single window, fewer than processes."""
     windows = trained(prepared, tmp_path / "count").manifest["counts"]["windows"]
     settings = (
+        *loss,
         "model.dropout=0",
         "training.epochs=4",
         f"training.batch_size={windows - 1}",

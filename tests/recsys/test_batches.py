@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import histories_of, store_of, windows_of
+from tiny import histories_of, irregular_times, store_of, windows_of
 
 from recsys import batches
 from recsys.batches import TrainBatch, TrainingWindows, WindowShape, next_item_batch
+from recsys.negatives import Negatives
 
 STOPS = st.lists(st.integers(0, 40), min_size=1, max_size=8)
 
@@ -103,12 +104,20 @@ def test_every_event_predicts_the_next_by_hand() -> None:
     assert batch.target.tolist() == [[6, 7], [9, 0], [0, 0]]
     assert batch.lengths.tolist() == [2, 1, 0]
     assert batch.num_targets == 3
+    assert batch.timestamps.shape == batch.history.shape
+    assert batch.timestamps[0].tolist() == irregular_times(2)
 
 
-def numbered_batch(rows: int) -> TrainBatch:
-    """Row r holds r + 1 everywhere."""
+def numbered_batch(rows: int, negatives: Negatives | None = None) -> TrainBatch:
+    """Row r holds r + 1 everywhere, its times a hundredfold, its targets tenfold."""
     numbers = torch.arange(1, rows + 1)[:, None].expand(-1, 3).contiguous()
-    return TrainBatch(numbers, 10 * numbers, torch.arange(1, rows + 1).int())
+    return TrainBatch(
+        history=numbers,
+        timestamps=100 * numbers,
+        target=10 * numbers,
+        lengths=torch.arange(1, rows + 1).int(),
+        negatives=negatives,
+    )
 
 
 @given(st.integers(1, 9), st.integers(1, 12))
@@ -121,6 +130,7 @@ def test_the_parts_of_a_batch_are_the_batch(rows: int, parts: int) -> None:
     assert sum(share.num_targets for share in shares) == batch.num_targets
     for share in held:
         assert torch.equal(share.target, 10 * share.history)
+        assert torch.equal(share.timestamps, 100 * share.history)
         assert torch.equal(share.lengths.long(), share.history[:, 0])
 
 
@@ -129,6 +139,35 @@ def test_a_part_without_rows_predicts_nothing() -> None:
     assert share.history.shape == (1, 3)
     assert share.lengths.tolist() == [1]
     assert not share.target.any()
+
+
+@given(st.integers(1, 9), st.integers(1, 12))
+def test_negatives_of_a_position_go_with_its_row(rows: int, parts: int) -> None:
+    own = torch.arange(1, rows + 1)[:, None].expand(-1, 3) * 7
+    batch = numbered_batch(rows, Negatives(own, -own.double()))
+    for part in range(parts):
+        share = batch.share(part, parts)
+        assert share.negatives is not None
+        assert torch.equal(share.negatives.items, 7 * share.history)
+        assert torch.equal(share.negatives.log_weight, -7.0 * share.history)
+
+
+def test_shared_negatives_stay_with_every_part() -> None:
+    """All processes and micro-batches compare with the same draw, as one batch would."""
+    drawn = Negatives(torch.tensor([2, 5, 9]), torch.tensor([0.5, 1.0, 1.5]))
+    for part in range(5):
+        share = numbered_batch(3, drawn).share(part, 5).share(0, 2)
+        assert share.negatives is not None
+        assert torch.equal(share.negatives.items, drawn.items)
+        assert torch.equal(share.negatives.log_weight, drawn.log_weight)
+
+
+def test_a_batch_moves_with_all_it_holds() -> None:
+    drawn = Negatives(torch.tensor([2, 5, 9]), torch.tensor([0.5, 1.0, 1.5]))
+    moved = numbered_batch(3, drawn).to(torch.device("meta"))
+    assert moved.negatives is not None
+    tensors = (moved.history, moved.timestamps, moved.target, moved.lengths, moved.negatives.items)
+    assert all(tensor.is_meta for tensor in (*tensors, moved.negatives.log_weight))
 
 
 def test_histories_by_index_and_by_mask() -> None:

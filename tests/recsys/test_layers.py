@@ -1,22 +1,50 @@
-"""Transformer blocks against plain formulas; whole networks are compared in tests/parity."""
+"""Transformer blocks against plain formulas in float64; whole networks are compared in tests/parity."""
 
 import math
-from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from recsys.layers import Block, BlockConfig, BlockStack, KeyValues, SelfAttention, init_weights, last_valid
-
-CONFIG = BlockConfig(
-    embedding_dim=6, num_heads=2, ffn_dim=10, dropout=0.0, activation="relu", norm_first=True, norm_eps=1e-8
+from recsys.layers import (
+    ROTARY_BASE,
+    Block,
+    BlockStack,
+    Dropout,
+    FeedForward,
+    KeyValues,
+    SelfAttention,
+    TransformerConfig,
+    init_weights,
+    interval_buckets,
+    last_valid,
+    rotated,
 )
-BATCH, LENGTH, WIDTH = 3, 5, 6
+
+NORM_EPS = 1e-8
+BATCH, LENGTH, WIDTH = 3, 5, 12
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "pre": {"norm": "pre", "activation": "relu"},
+    "post": {"norm": "post", "activation": "gelu"},
+    "gated pre": {"norm": "pre", "gated": True, "activation": "gelu"},
+    "gated post": {"norm": "post", "gated": True, "activation": "relu"},
+    "swiglu": {"activation": "swiglu"},
+    "rotary": {"positions": "rotary"},
+    "recency": {"positions": "none", "recency": 0.25},
+    "LiGR, rotary, recency": {"gated": True, "activation": "swiglu", "positions": "rotary", "recency": 0.7},
+}
 
 
-def scrambled(module: nn.Module) -> nn.Module:
+def config(**settings: Any) -> TransformerConfig:
+    """Two heads of six numbers; the number of items plays no part."""
+    small = {"num_items": 1, "embedding_dim": WIDTH, "num_heads": 2, "ffn_dim": 10, "dropout": 0.0}
+    return TransformerConfig(**small | settings)
+
+
+def scrambled(module: Any) -> Any:
     """All weights drawn anew, in float64."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -25,85 +53,189 @@ def scrambled(module: nn.Module) -> nn.Module:
     return module.double().eval()
 
 
-def events() -> Tensor:
+def events(length: int = LENGTH, seed: int = 1) -> Tensor:
     """Input [B, L, D]."""
-    return torch.randn(BATCH, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.randn(BATCH, length, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def looking_back() -> Tensor:
+    """What each query may see, [B, L, L]."""
+    return torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().expand(BATCH, -1, -1)
+
+
+def turned_by_hand(x: Tensor) -> Tensor:
+    """Numbers i and i + 3 of six as one complex number, turned by position * base^(-i / 3); [B, L, 6]."""
+    number = torch.complex(x[..., :3], x[..., 3:])
+    speeds = torch.tensor([ROTARY_BASE ** (-place / 3) for place in range(3)], dtype=torch.float64)
+    angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * speeds
+    turned = number * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([turned.real, turned.imag], dim=-1)
 
 
 def attention_by_hand(module: SelfAttention, x: Tensor, allowed: Tensor) -> Tensor:
-    """softmax(QK^T / sqrt(Dh)) V, head by head and row by row; `allowed` [B, L, L]."""
+    """softmax(QK^T / sqrt(Dh) - slope * distance) V, head by head and row by row; `allowed` [B, L, L]."""
     query, key, value = (x @ module.qkv.weight.T + module.qkv.bias).split(WIDTH, dim=-1)
-    size = WIDTH // CONFIG.num_heads
+    size = WIDTH // 2
     mixed = torch.zeros_like(x)
-    for row in range(BATCH):
-        for head in range(CONFIG.num_heads):
-            part = slice(head * size, (head + 1) * size)
+    for head in range(2):
+        part = slice(head * size, (head + 1) * size)
+        own, others = query[..., part], key[..., part]
+        if module.rotary:
+            own, others = turned_by_hand(own), turned_by_hand(others)
+        slope = module.recency ** (head + 1)
+        for row in range(BATCH):
             for place in range(LENGTH):
-                others = allowed[row, place].nonzero().flatten()
-                logits = key[row, others][:, part] @ query[row, place, part] / math.sqrt(size)
-                mixed[row, place, part] = logits.softmax(0) @ value[row, others][:, part]
+                seen = allowed[row, place].nonzero().flatten()
+                logits = others[row, seen] @ own[row, place] / math.sqrt(size) - slope * (place - seen).abs().double()
+                mixed[row, place, part] = logits.softmax(0) @ value[row, seen][:, part]
     return mixed @ module.out.weight.T + module.out.bias
 
 
-def test_attention_is_its_formula_with_a_key_mask() -> None:
-    module, x = scrambled(SelfAttention(CONFIG)), events()
-    lengths = torch.tensor([5, 2, 3])
-    keys = torch.arange(LENGTH) < lengths[:, None]
-    query, memory = module.project(x)
-    ours = module.attend(query, memory, key_mask=keys[:, None, None, :])
-    assert_close(ours, attention_by_hand(module, x, keys[:, None, :].expand(-1, LENGTH, -1)))
-
-
-def test_attention_is_its_formula_looking_back() -> None:
-    module, x = scrambled(SelfAttention(CONFIG)), events()
-    query, memory = module.project(x)
-    past = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().expand(BATCH, -1, -1)
-    assert_close(module.attend(query, memory, causal=True), attention_by_hand(module, x, past))
-
-
-@pytest.mark.parametrize("norm_first", [True, False])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_a_block_normalises_and_adds_in_the_order_it_says(norm_first: bool, activation: str) -> None:
-    block = scrambled(Block(replace(CONFIG, norm_first=norm_first, activation=activation)))
-    x, past = events(), torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().expand(BATCH, -1, -1)
-
-    def attention(y: Tensor) -> Tensor:
-        return attention_by_hand(block.attention, y, past)
-
-    def feed_forward(y: Tensor) -> Tensor:
-        hidden = block.ffn_in(y)
-        active = hidden.clamp(min=0) if activation == "relu" else hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
-        return block.ffn_out(active)
-
-    if norm_first:
-        expected = x + attention(block.attention_norm(x))
-        expected = expected + feed_forward(block.ffn_norm(expected))
+def feed_forward_by_hand(module: FeedForward, x: Tensor, activation: str) -> Tensor:
+    """W2 act(W1 x), or W2 (silu(Wg x) * W1 x)."""
+    inner = x @ module.inner.weight.T + module.inner.bias
+    if activation == "relu":
+        active = inner.clamp(min=0)
+    elif activation == "gelu":
+        active = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
     else:
-        expected = block.attention_norm(x + attention(x))
-        expected = block.ffn_norm(expected + feed_forward(expected))
-    assert_close(block(x, causal=True), expected)
+        gate = x @ module.gate.weight.T + module.gate.bias
+        active = gate / (1 + torch.exp(-gate)) * inner
+    return active @ module.outer.weight.T + module.outer.bias
 
 
-@pytest.mark.parametrize("norm_first", [True, False])
-def test_a_stack_steps_as_it_reads_the_whole_window(norm_first: bool) -> None:
-    stack, x = scrambled(BlockStack(replace(CONFIG, norm_first=norm_first), 3)), events()
+def norm_by_hand(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """(x - mean) / sqrt(variance + eps), scaled and shifted."""
+    deviation = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + NORM_EPS).sqrt()
+    return deviation * norm.weight + norm.bias
+
+
+def block_by_hand(block: Block, settings: TransformerConfig, x: Tensor, allowed: Tensor) -> Tensor:
+    """x + g * f(LN x), or LN(x + g * f(x)), with g = sigmoid(W (what f reads)) where gated."""
+    for residual, branch in (
+        (block.attention_residual, lambda y: attention_by_hand(block.attention, y, allowed)),
+        (block.ffn_residual, lambda y: feed_forward_by_hand(block.ffn, y, settings.activation)),
+    ):
+        read = norm_by_hand(residual.norm, x) if settings.norm == "pre" else x
+        added = branch(read)
+        if settings.gated:
+            added = added / (1 + torch.exp(-(read @ residual.gate.weight.T + residual.gate.bias)))
+        x = x + added
+        if settings.norm == "post":
+            x = norm_by_hand(residual.norm, x)
+    return x
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_block_is_its_formula_looking_back(layout: str) -> None:
+    settings = config(**LAYOUTS[layout])
+    block, x = scrambled(Block(settings, NORM_EPS)), events()
+    expected = block_by_hand(block, settings, x, looking_back())
+    assert expected.std() > 0.3
+    assert_close(block(x, causal=True)[0], expected, rtol=1e-6, atol=1e-6)  # angles are float32
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_block_is_its_formula_with_a_key_mask(layout: str) -> None:
+    settings = config(**LAYOUTS[layout])
+    block, x = scrambled(Block(settings, NORM_EPS)), events()
+    keys = torch.arange(LENGTH) < torch.tensor([5, 2, 3])[:, None]
+    expected = block_by_hand(block, settings, x, keys[:, None, :].expand(-1, LENGTH, -1))
+    assert_close(block(x, key_mask=keys[:, None, None, :])[0], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_stack_is_its_blocks_and_with_pre_norm_one_norm_more(norm: str) -> None:
+    settings = config(norm=norm, num_blocks=3)
+    stack, x = scrambled(BlockStack(settings, NORM_EPS)), events()
+    expected = x
+    for block in stack:
+        expected = block_by_hand(block, settings, expected, looking_back())
+    expected = norm_by_hand(stack.norm, expected) if norm == "pre" else expected
+    assert_close(stack(x, causal=True), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_gate_that_is_shut_leaves_the_state_alone() -> None:
+    block, x = scrambled(Block(config(gated=True), NORM_EPS)), events()
+    with torch.no_grad():
+        for residual in (block.attention_residual, block.ffn_residual):
+            residual.gate.weight.zero_()
+            residual.gate.bias.fill_(-100)
+    assert_close(block(x)[0], x)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_stack_steps_as_it_reads_the_whole_window(layout: str) -> None:
+    stack, x = scrambled(BlockStack(config(**LAYOUTS[layout], num_blocks=3), NORM_EPS)), events()
     whole = stack(x, causal=True)
     states, memory = stack.prefill(x[:, :2])
     assert_close(states, whole[:, :2])
     for place in range(2, LENGTH):
         state, memory = stack.step(x[:, place : place + 1], memory)
         assert_close(state, whole[:, place : place + 1])
-    assert [part.keys.shape for part in memory] == [(BATCH, CONFIG.num_heads, LENGTH, 3)] * 3
+    assert [part.keys.shape for part in memory] == [(BATCH, 2, LENGTH, 6)] * 3
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("num_blocks", [0, 1, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_last_state_alone_is_that_of_the_whole_window(layout: str, num_blocks: int, causal: bool) -> None:
+    """Each row's own last event, whatever the padding after it holds."""
+    stack = scrambled(BlockStack(config(**LAYOUTS[layout], num_blocks=num_blocks), NORM_EPS))
+    lengths, x = torch.tensor([5, 1, 3], dtype=torch.int32), events()
+    for row, length in enumerate(lengths.tolist()):
+        expected = stack(x[row : row + 1, :length], causal=causal)[:, -1]
+        assert_close(stack.last(x, lengths, causal=causal)[row : row + 1], expected)
+
+
+def test_recency_counts_from_the_newest_key_when_events_come_one_by_one() -> None:
+    attention = scrambled(SelfAttention(config(positions="none", recency=0.25)))
+    query, memory = attention.project(events())
+    whole = attention.attend(query, memory, causal=True)
+    past = KeyValues(memory.keys[:, :, :4], memory.values[:, :, :4])
+    assert_close(attention.attend(query[:, :, 3:4], past), whole[:, 3:4])
+
+
+def test_a_turn_is_a_complex_product() -> None:
+    x = events(length=200)[:, :, :6]
+    assert_close(rotated(x[:, None], 0)[:, 0], turned_by_hand(x), rtol=1e-5, atol=1e-5)
+    assert_close(rotated(x[:, None, 40:60], 40)[:, 0], turned_by_hand(x)[:, 40:60], rtol=1e-5, atol=1e-5)
+
+
+def test_turned_scores_depend_on_distances_alone() -> None:
+    """And so does the whole attention: a window's place changes nothing, the order in it does."""
+    query, key = events(seed=2)[:, None, :, :6], events(seed=3)[:, None, :, :6]
+    scores = rotated(query, 0) @ rotated(key, 0).transpose(2, 3)
+    for shift in (1, 17, 300):
+        assert_close(rotated(query, shift) @ rotated(key, shift).transpose(2, 3), scores, rtol=1e-4, atol=1e-4)
+    assert (rotated(query, 1) @ rotated(key, 0).transpose(2, 3) - scores).abs().max() > 0.1
+    attention, x = scrambled(SelfAttention(config(positions="rotary"))), events()
+    mixed = [attention.attend(*attention.project(x, first), causal=True) for first in (0, 50)]
+    assert_close(mixed[0], mixed[1], rtol=1e-4, atol=1e-4)
+    swapped = x[:, [1, 0, 2, 3, 4]]
+    assert (attention.attend(*attention.project(swapped))[:, 4] - attention.attend(*attention.project(x))[:, 4]).any()
 
 
 def test_blocks_do_not_share_weights() -> None:
-    first, second = BlockStack(CONFIG, 2)
+    first, second = BlockStack(config(num_blocks=2), NORM_EPS)
     assert not {id(weight) for weight in first.parameters()} & {id(weight) for weight in second.parameters()}
+
+
+def test_only_a_gated_layout_has_gates() -> None:
+    names = {name for name, _ in Block(config(), NORM_EPS).named_parameters()}
+    gated = {name for name, _ in Block(config(gated=True, activation="swiglu"), NORM_EPS).named_parameters()}
+    assert not any("gate" in name for name in names)
+    assert {name.rpartition(".")[0] for name in gated - names} == {
+        "attention_residual.gate",
+        "ffn_residual.gate",
+        "ffn.gate",
+    }
 
 
 def test_last_valid_takes_each_rows_last_event() -> None:
     states = torch.arange(24.0).reshape(2, 4, 3)
-    assert last_valid(states, torch.tensor([4, 1], dtype=torch.int32)).tolist() == [[9, 10, 11], [12, 13, 14]]
+    last = last_valid(states, torch.tensor([4, 1], dtype=torch.int32))
+    assert last.flatten(1).tolist() == [[9, 10, 11], [12, 13, 14]]
 
 
 def test_weights_start_small_and_cut_and_biases_at_zero() -> None:
@@ -116,32 +248,107 @@ def test_weights_start_small_and_cut_and_biases_at_zero() -> None:
     assert (module[2].weight == 1).all()
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_recency_subtracts_slope_times_distance_before_the_softmax(causal: bool) -> None:
-    attention = scrambled(SelfAttention(replace(CONFIG, recency=0.25)))
-    assert isinstance(attention, SelfAttention)
-    query, memory = attention.project(events())
-    mixed = torch.zeros(BATCH, 2, LENGTH, 3, dtype=torch.float64)
-    for head, slope in enumerate((0.25, 0.0625)):
-        for last in range(LENGTH):
-            seen = range(last + 1) if causal else range(LENGTH)
-            logits = torch.stack(
-                [
-                    (query[:, head, last] * memory.keys[:, head, place]).sum(-1) / math.sqrt(3)
-                    - slope * abs(last - place)
-                    for place in seen
-                ],
-                dim=-1,
-            )
-            mixed[:, head, last] = (logits.softmax(-1)[..., None] * memory.values[:, head, : len(seen)]).sum(1)
-    expected = attention.out(mixed.transpose(1, 2).flatten(2))
-    assert_close(attention.attend(query, memory, causal=causal), expected)
+def times(*seconds: float) -> Tensor:
+    """One row of timestamps in microseconds."""
+    return torch.tensor([[round(1_000_000 * second) for second in seconds]])
 
 
-def test_recency_counts_from_the_newest_key_when_events_come_one_by_one() -> None:
-    attention = scrambled(SelfAttention(replace(CONFIG, recency=0.25)))
-    assert isinstance(attention, SelfAttention)
-    query, memory = attention.project(events())
-    whole = attention.attend(query, memory, causal=True)
-    past = KeyValues(memory.keys[:, :, :4], memory.values[:, :, :4])
-    assert_close(attention.attend(query[:, :, 3:4], past), whole[:, 3:4])
+def test_buckets_of_known_intervals() -> None:
+    """0 s, 1 s, 3 s, just under a minute, an hour, a day, a year: 1 + floor(log2(1 + s))."""
+    year = 365 * 86_400
+    gaps = [0.0, 0.999_999, 1.0, 2.999_999, 3.0, 59.0, 3600.0, 86_400.0, year]
+    by_hand = [1, 1, 2, 2, 3, 6, 12, 17, 25]
+    moments = times(*(1e9 + np.cumsum([0.0, *gaps])))
+    assert interval_buckets(moments, 40).tolist() == [[0, *by_hand]]
+    assert interval_buckets(moments, 13).tolist() == [[0, 1, 1, 2, 2, 3, 6, 12, 12, 12]]
+
+
+def test_buckets_change_at_powers_of_two() -> None:
+    for power in range(1, 36):
+        at = 2**power - 1
+        moments = torch.tensor([[0, 1_000_000 * at - 1], [0, 1_000_000 * at]])
+        assert interval_buckets(moments, 64).tolist() == [[0, power], [0, power + 1]]
+
+
+def test_a_step_back_in_time_is_no_time_at_all() -> None:
+    """Padding, too, has time 0 after the last event."""
+    assert interval_buckets(times(100, 90, 0), 9).tolist() == [[0, 1, 1]]
+
+
+def test_one_event_or_one_bucket_says_nothing() -> None:
+    assert interval_buckets(times(7), 9).tolist() == [[0]]
+    assert interval_buckets(times(7, 9, 99), 1).tolist() == [[0, 0, 0]]
+
+
+def test_buckets_of_a_prefix_are_the_prefix_of_the_buckets() -> None:
+    moments = torch.from_numpy(np.random.default_rng(0).integers(0, 10**12, (4, 9)).cumsum(axis=1))
+    buckets = interval_buckets(moments, 20)
+    assert len(buckets.unique()) > 4
+    for length in range(1, 10):
+        assert torch.equal(interval_buckets(moments[:, :length], 20), buckets[:, :length])
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.2, 0.5, 0.9, 0.999])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
+    """The rate is rounded to a 256th, at least one and at most 255; what is kept grows to fit."""
+    torch.manual_seed(0)
+    count = 400_000
+    dropped = min(255, max(1, round(256 * rate)))
+    out = Dropout(rate)(torch.full((count,), 3.0))
+    assert out.unique().tolist() == pytest.approx([0.0, 3 * 256 / (256 - dropped)])
+    share = dropped / 256
+    assert (out == 0).double().mean().item() == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / count))
+    assert out.double().mean().item() == pytest.approx(3, abs=15 * math.sqrt(share / (1 - share) / count))
+
+
+def test_dropout_takes_any_shape_and_neighbours_fall_alone() -> None:
+    """Eight bytes come from one number; no two of them agree more often than chance."""
+    torch.manual_seed(0)
+    kept = Dropout(0.5)(torch.ones(50_001, 7))[:50_000].reshape(-1, 8) > 0
+    together = (kept.double().T @ kept.double()) / len(kept)
+    off = together[~torch.eye(8, dtype=torch.bool)]
+    assert off.tolist() == pytest.approx([0.25] * 56, abs=5 * math.sqrt(0.25 * 0.75 / len(kept)))
+
+
+def test_dropout_follows_torchs_seed() -> None:
+    module, x = Dropout(0.3), torch.ones(4, 9, 5)
+
+    def dropped(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return torch.stack([module(x), module(x)])
+
+    assert torch.equal(dropped(1), dropped(1))
+    assert not torch.equal(dropped(1), dropped(2))
+    first, second = dropped(1)
+    assert not torch.equal(first, second)
+
+
+def test_dropout_is_nothing_in_use_and_at_rate_zero() -> None:
+    x = torch.ones(3, 4)
+    assert Dropout(0.9).eval()(x) is x
+    assert Dropout(0.0)(x) is x
+
+
+def test_a_dropped_number_has_no_gradient() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(6, 50, requires_grad=True)
+    out = Dropout(0.4)(x)
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, out.detach())
+    assert 0 < int((out == 0).sum()) < out.numel()
+
+
+def test_dropout_of_a_branch_and_not_of_the_state() -> None:
+    """A branch that is dropped whole leaves x; half of what attention adds is gone, none of x."""
+    torch.manual_seed(0)
+    block, x = scrambled(Block(config(dropout=0.5), NORM_EPS)), events()
+    with torch.no_grad():
+        block.ffn.outer.weight.zero_()
+        block.ffn.outer.bias.zero_()
+    whole = block(x)[0] - x
+    block.train()
+    part = block(x)[0] - x
+    dropped = part.abs() < 1e-12
+    assert 0.3 < dropped.double().mean() < 0.7
+    assert_close(part[~dropped], 2 * whole[~dropped])

@@ -13,8 +13,9 @@ from torch import nn
 
 from models.bert4rec import BERT4Rec, BERT4RecConfig
 from models.sasrec import SASRec, SASRecConfig
-from recsys.batches import TrainingWindows
+from recsys.batches import TrainBatch, TrainingWindows
 from recsys.errors import ConfigError, DataError
+from recsys.losses import LossConfig
 from recsys.training import Trainer, TrainingConfig
 
 SMALL = {"num_items": PRIME, "max_len": 6, "embedding_dim": 12, "num_blocks": 1, "num_heads": 2, "ffn_dim": 20}
@@ -31,6 +32,24 @@ def bert4rec(dropout: float = 0.0) -> BERT4Rec:
     """The same small model every time."""
     torch.manual_seed(0)
     return BERT4Rec(BERT4RecConfig(**SMALL, dropout=dropout))
+
+
+def sampled(dropout: float = 0.0) -> SASRec:
+    """Shared negatives: half uniform, half of the batch."""
+    torch.manual_seed(0)
+    loss = LossConfig(kind="sampled-softmax", negatives=10, sampling="mixed")
+    model = SASRec(SASRecConfig(**SMALL, dropout=dropout, loss=loss))
+    model.learn_popularity(np.bincount([item for history in HISTORIES for item in history], minlength=PRIME + 1))
+    return model
+
+
+def binary(dropout: float = 0.0) -> BERT4Rec:
+    """A negative of its own for each position."""
+    torch.manual_seed(0)
+    return BERT4Rec(BERT4RecConfig(**SMALL, dropout=dropout, loss=LossConfig(kind="bce")))
+
+
+MODELS = pytest.mark.parametrize("make", [sasrec, bert4rec, sampled, binary])
 
 
 def trainer_of(
@@ -161,14 +180,12 @@ def test_decay_spares_biases_and_norms(tmp_path: Path) -> None:
     model = sasrec()
     before = weights(model)
     fit(trainer_of(model, tmp_path, epochs=1, learning_rate=1e-3, weight_decay=50.0, warmup_steps=0))
-    assert (
-        model.state_dict()["blocks.blocks.0.ffn_in.weight"].norm()
-        < 0.9 * before["blocks.blocks.0.ffn_in.weight"].norm()
-    )
-    assert model.state_dict()["norm.weight"].norm() > 0.99 * before["norm.weight"].norm()
+    after, inner, norm = model.state_dict(), "blocks.blocks.0.ffn.inner.weight", "blocks.norm.weight"
+    assert after[inner].norm() < 0.9 * before[inner].norm()
+    assert after[norm].norm() > 0.99 * before[norm].norm()
 
 
-@pytest.mark.parametrize("make", [sasrec, bert4rec])
+@MODELS
 def test_four_micro_batches_equal_one_batch(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     """Rows have unlike numbers of targets and one batch has three rows only, so a mean of means would differ."""
     size = len(trainer_of(make(), tmp_path).windows) - 3
@@ -178,12 +195,14 @@ def test_four_micro_batches_equal_one_batch(make: Callable[[], nn.Module], tmp_p
     assert fit(parts) == pytest.approx(fit(whole), rel=1e-5)
 
 
-@pytest.mark.parametrize("make", [sasrec, bert4rec])
-@pytest.mark.parametrize("steps", [1, 5, 8, 11])
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [(make, steps) for make in (sasrec, bert4rec) for steps in (1, 5, 8, 11)] + [(sampled, 8), (binary, 5)],
+)
 def test_an_interrupted_training_ends_with_the_same_weights(
     make: Callable[..., nn.Module], steps: int, tmp_path: Path
 ) -> None:
-    """Dropout and masks included, whether the break falls inside an epoch or between two."""
+    """Dropout, masks and negatives included, whether the break falls inside an epoch or between two."""
     validation = [0.3, 0.5, 0.4]
 
     def train(model: nn.Module, folder: Path, break_after: int | None) -> Trainer:
@@ -218,6 +237,28 @@ def test_resuming_skips_the_steps_that_were_taken(tmp_path: Path) -> None:
     assert not trainer_of(sasrec(), tmp_path / "elsewhere").resume()
 
 
+def test_negatives_differ_from_batch_to_batch_and_from_epoch_to_epoch(tmp_path: Path) -> None:
+    """They are drawn from the seed of (run, epoch, batch), with the masks."""
+    model = sampled()
+    drawn: list[tuple[int, ...]] = []
+    made = model.training_batch
+
+    def keeping(*given: Any) -> TrainBatch:
+        batch = made(*given)
+        assert batch.negatives is not None
+        drawn.append(tuple(batch.negatives.items.tolist()))
+        return batch
+
+    model.training_batch = keeping  # type: ignore[method-assign]
+    trainer = trainer_of(model, tmp_path, epochs=2)
+    fit(trainer)
+    assert len(drawn) == 2 * trainer.batches_per_epoch == len(set(drawn))
+    first = list(drawn)
+    drawn.clear()
+    fit(trainer_of(model, tmp_path / "again", epochs=2))
+    assert drawn == first
+
+
 def test_a_seed_decides_everything(tmp_path: Path) -> None:
     first, second = bert4rec(dropout=0.3), bert4rec(dropout=0.3)
     assert fit(trainer_of(first, tmp_path / "1")) == fit(trainer_of(second, tmp_path / "2"))
@@ -250,7 +291,7 @@ def test_bfloat16_trains_and_leaves_the_next_training_alone(tmp_path: Path) -> N
 def test_a_loss_that_is_no_number_stops_training(tmp_path: Path) -> None:
     model = sasrec()
     with torch.no_grad():
-        model.norm.weight[0] = torch.nan
+        model.blocks.norm.weight[0] = torch.nan
     with pytest.raises(DataError, match=r"loss became nan in epoch 1, at step 1; lower training.learning_rate"):
         fit(trainer_of(model, tmp_path))
 

@@ -1,0 +1,120 @@
+"""Figures of finished runs, one small JSON file each, committed: docs/results.md is made of these alone.
+
+    benchmarks/records/EXPERIMENT/floors.json
+    benchmarks/records/EXPERIMENT/MODEL-SEED.json
+
+So a table can be filled on several machines and days, and the page remade without any run at hand.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.evaluate import REPORT
+from pipelines.movielens import movielens_100k
+from recsys.runs import EPOCHS, Run
+from recsys.steps import write_json
+
+HERE = Path(__file__).resolve().parent
+RECORDS = HERE / "records"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One dataset under one protocol, and the models trained on it; an entry of experiments.yaml."""
+
+    name: str
+    title: str
+    source: str
+    ingest: dict[str, Any]
+    prepare: dict[str, Any]
+    models: dict[str, dict[str, Any]]
+    seeds: int
+    published: list[dict[str, Any]]
+    remarks: list[str]
+
+    def log(self, work: Path) -> Path:
+        """The log: below RECSYS_DATA, or MovieLens-100K as the demo has it."""
+        return movielens_100k(work / "log") if self.source == "movielens-100k" else data_file(self.source)
+
+    def ingest_options(self) -> dict[str, Any]:
+        """Options of `recsys ingest`; the item table lies below RECSYS_DATA too."""
+        items = self.ingest.get("items")
+        return self.ingest | ({"items": data_file(items)} if items else {})
+
+    def settings_hash(self, model: str) -> str:
+        """Of all that decides a model's figures besides data, code and seed; a record with another one is stale."""
+        options = self.models[model]
+        base = self.models[options["refit"]] if "refit" in options else {}
+        content = json.dumps([self.ingest, self.prepare, options, base], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def data_file(path: str) -> Path:
+    """A file of the public datasets."""
+    return Path(os.environ.get("RECSYS_DATA", HERE.parent.parent / "shared" / "data")) / path
+
+
+def read_experiments() -> list[Experiment]:
+    """The entries of experiments.yaml, most important first."""
+    entries = yaml.safe_load((HERE / "experiments.yaml").read_text(encoding="utf-8"))
+    return [Experiment(**entry) for entry in entries]
+
+
+def record_file(experiment: Experiment, model: str, seed: int) -> Path:
+    """Where the figures of a model's run with a seed are kept."""
+    return RECORDS / experiment.name / f"{model}-{seed}.json"
+
+
+def read_record(experiment: Experiment, model: str, seed: int) -> dict[str, Any] | None:
+    """The record, None where there is none or its settings are not today's."""
+    path = record_file(experiment, model, seed)
+    if not path.exists():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record if record["settings"] == experiment.settings_hash(model) else None
+
+
+def write_record(experiment: Experiment, model: str, seed: int, run: Run) -> None:
+    """Keeps what the table needs of an evaluated run."""
+    path = record_file(experiment, model, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    counts, manifest = run.manifest["counts"], run.manifest
+    epochs = [json.loads(line) for line in (run.folder / EPOCHS).read_text(encoding="utf-8").splitlines()]
+    report = json.loads((run.evaluation("test") / REPORT).read_text(encoding="utf-8"))
+    write_json(
+        path,
+        {
+            "settings": experiment.settings_hash(model),
+            "config": run.config,
+            "metrics": report["metrics"],
+            "segments": {name: part["metrics"]["ndcg@10"] for name, part in report["segments"].items()},
+            "best_epoch": counts["best_epoch"],
+            "best_validation_ndcg@10": counts["best_validation_ndcg@10"],
+            "epochs": counts["epochs"],
+            "parameters": counts["parameters"],
+            "seconds_to_best": round(sum(epoch["seconds"] for epoch in epochs[: counts["best_epoch"]]), 1),
+            "seconds_per_epoch": round(sum(epoch["seconds"] for epoch in epochs) / len(epochs), 2),
+            "validation_curve": [round(epoch["ndcg@10"], 5) for epoch in epochs if "ndcg@10" in epoch],
+            **{key: manifest[key] for key in ("created", "machine", "commit", "libraries")},
+        },
+    )
+
+
+def read_floors(experiment: Experiment) -> dict[str, Any] | None:
+    """Counts of the prepared data, and each floor's metrics."""
+    path = RECORDS / experiment.name / "floors.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def write_floors(experiment: Experiment, counts: dict[str, Any], floors: dict[str, Any]) -> None:
+    """Keeps them."""
+    path = RECORDS / experiment.name / "floors.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metrics = {name: report["metrics"] for name, report in floors.items()}
+    write_json(path, {"counts": counts, "floors": metrics})

@@ -1,0 +1,84 @@
+"""docs/results.md from the records: tables of models beside floors and published figures."""
+
+from datetime import UTC, datetime
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.records import HERE, Experiment, read_floors, read_record
+from models.registry import FLOORS
+
+PAGE = HERE.parent / "docs" / "results.md"
+METRICS = ("ndcg@10", "hit_rate@10", "mrr@10", "coverage@10")
+
+
+def page(experiments: list[Experiment]) -> str:
+    """The whole page, experiments without a record left out."""
+    parts = [
+        "# Results",
+        "Written by `python -m benchmarks.results` from `benchmarks/records`; do not edit. Full ranking over the whole "
+        "catalogue, pessimistic ties. Mean over seeds ± standard deviation. Floors are deterministic and know all "
+        "events before the test part, as do models marked *refit*; the others learned from the training part alone. "
+        "Published figures are their authors'; where theirs and ours differ in protocol, the row says how.",
+    ]
+    parts += [section for experiment in experiments if (section := experiment_section(experiment))]
+    return "\n\n".join(parts) + "\n"
+
+
+def experiment_section(experiment: Experiment) -> str | None:
+    """Table and provenance of one experiment, None where nothing was recorded."""
+    floors = read_floors(experiment)
+    if floors is None:
+        return None
+    counts = floors["counts"]
+    lines = [
+        f"## {experiment.title}",
+        "",
+        f"{counts['users']} users, {counts['items']} items, {counts['events']} events; "
+        f"{counts['test_cases']} test cases; seen items: {counts['seen']}.",
+        "",
+        "| model | seeds | " + " | ".join(METRICS) + " | best epoch | seconds to it |",
+        "|---|---|" + "---|" * (len(METRICS) + 2),
+    ]
+    lines += [row(f"{name} (floor)", "-", [floors["floors"][name]]) for name in FLOORS if name in floors["floors"]]
+    lines += [row(f"*{entry['model']}* (published: {entry['source']})", "-", [entry]) for entry in experiment.published]
+    lines += [model_row(model, records) for model in experiment.models if (records := done(experiment, model))]
+    lines += ["", *(f"- {line}" for line in experiment.remarks)]
+    return "\n".join([*lines, "", provenance(experiment)]).replace("\n\n\n", "\n\n")
+
+
+def done(experiment: Experiment, model: str) -> list[dict[str, Any]]:
+    """The records of a model, seed by seed."""
+    records = (read_record(experiment, model, seed) for seed in range(experiment.seeds))
+    return [record for record in records if record is not None]
+
+
+def model_row(model: str, records: list[dict[str, Any]]) -> str:
+    """One model, mean and spread over the seeds that are done."""
+    epochs = "/".join(str(record["best_epoch"]) for record in records)
+    seconds = f"{mean(record['seconds_to_best'] for record in records):.0f}"
+    return row(model, str(len(records)), [record["metrics"] for record in records], epochs, seconds)
+
+
+def row(name: str, seeds: str, figures: list[dict[str, Any]], epochs: str = "-", seconds: str = "-") -> str:
+    """A line of the table; a figure that nobody reported is a dash."""
+    cells = [spread([entry[metric] for entry in figures]) if metric in figures[0] else "-" for metric in METRICS]
+    return "| " + " | ".join([name, seeds, *cells, epochs, seconds]) + " |"
+
+
+def spread(values: list[float]) -> str:
+    """`0.0950 ± 0.0012`."""
+    deviation = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{mean(values):.4f}{deviation}"
+
+
+def provenance(experiment: Experiment) -> str:
+    """Machine, versions, commits and days of the records."""
+    records = [record for model in experiment.models for record in done(experiment, model)]
+    machines = sorted({record["machine"] for record in records})
+    commits = sorted({(record["commit"] or "unknown")[:12] for record in records})
+    days = sorted({datetime.fromisoformat(record["created"]).astimezone(UTC).date().isoformat() for record in records})
+    torches = sorted({record["libraries"]["torch"] for record in records})
+    return (
+        f"Seeds 0 to {experiment.seeds - 1}; {', '.join(machines)}; torch {', '.join(torches)}; "
+        f"commit {', '.join(commits)}; {' to '.join(dict.fromkeys([days[0], days[-1]]))}."
+    )

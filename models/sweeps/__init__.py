@@ -1,0 +1,1 @@
+"""One search space per model for `recsys sweep`; see docs/sweeps.md."""

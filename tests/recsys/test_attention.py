@@ -1,0 +1,144 @@
+"""Chunked attention against the plain formula, and against torch's own kernel at lower precision."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from watching import largest_tensor
+
+from recsys import attention as module
+from recsys.attention import attention, attention_of_last, distance_penalty
+
+BATCH, HEADS, WIDTH = 3, 2, 5
+KINDS = [
+    pytest.param(*kind, id=" ".join(name for name, on in zip(("causal", "mask", "recency"), kind, strict=True) if on))
+    for kind in itertools.product([False, True], repeat=3)
+]
+
+
+def inputs(length: int, total: int | None = None, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [B, H, L, Dh], keys and values [B, H, T, Dh] that ask for gradients."""
+    generator = torch.Generator().manual_seed(length)
+    sizes = (length, total or length, total or length)
+    made = [torch.randn(BATCH, HEADS, size, WIDTH, generator=generator, dtype=torch.float64) for size in sizes]
+    query, keys, values = (tensor.to(dtype).requires_grad_() for tensor in made)
+    return query, keys, values
+
+
+def key_mask(total: int) -> Tensor:
+    """Rows of unlike lengths, [B, 1, 1, T]."""
+    return (torch.arange(total) < torch.tensor([total, 1, total // 2 + 1])[:, None])[:, None, None]
+
+
+def by_hand(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, recency: float) -> Tensor:
+    """softmax(q . k / sqrt(Dh) - recency^(1 + head) * distance) over the keys that may be seen."""
+    length, total = query.shape[2], keys.shape[2]
+    rows = []
+    for head in range(HEADS):
+        logits = query[:, head] @ keys[:, head].transpose(1, 2) / math.sqrt(WIDTH)
+        behind = torch.arange(total - length, total)[:, None] - torch.arange(total)
+        logits = logits - recency ** (1 + head) * behind.abs().double() if recency else logits
+        seen = torch.ones(BATCH, length, total, dtype=torch.bool) if mask is None else mask[:, 0].expand(-1, length, -1)
+        seen = seen & (behind >= 0) if causal else seen
+        mass = torch.where(seen, logits.exp(), 0.0)
+        rows.append(mass / mass.sum(2, keepdim=True) @ values[:, head])
+    return torch.stack(rows, dim=1)
+
+
+def chunked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, recency: float) -> Tensor:
+    """What the public function does in bfloat16, in any precision."""
+    penalty = distance_penalty(query, keys, recency) if recency else None
+    added = None if mask is None else torch.where(mask, 0.0, -torch.inf).to(query.dtype)
+    mixed: Tensor = module._ChunkedAttention.apply(query, keys, values, penalty, added, causal)
+    return mixed
+
+
+def gradients(mixed: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of a sum that weighs every number otherwise."""
+    weights = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return torch.autograd.grad((mixed * weights.to(mixed.dtype)).sum(), tensors)
+
+
+@pytest.mark.parametrize(("causal", "masked", "close"), KINDS)
+@pytest.mark.parametrize("length", [1, 4, 11])
+def test_chunked_attention_is_its_formula(
+    length: int, causal: bool, masked: bool, close: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over several blocks of queries and of rows, the last of each smaller."""
+    monkeypatch.setattr(module, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(module, "CHUNK_SCORES", 2 * HEADS * 4 * 11)
+    tensors = inputs(length)
+    mask = key_mask(length) if masked else None
+    recency = 0.3 if close else 0.0
+    ours, plain = chunked(*tensors, mask, causal, recency), by_hand(*tensors, mask, causal, recency)
+    assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+    assert_close(gradients(ours, tensors), gradients(plain, tensors), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("causal", "masked", "close"), KINDS)
+def test_the_public_function_is_the_formula(causal: bool, masked: bool, close: bool) -> None:
+    tensors = inputs(6)
+    mask = key_mask(6) if masked else None
+    recency = 0.3 if close else 0.0
+    ours, plain = attention(*tensors, mask, causal, recency), by_hand(*tensors, mask, causal, recency)
+    assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+    assert_close(gradients(ours, tensors), gradients(plain, tensors), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("recency", [0.0, 0.3])
+@pytest.mark.parametrize("causal", [False, True])
+def test_queries_stand_at_the_newest_keys(causal: bool, recency: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven queries over ten keys: the last query is at the last key."""
+    monkeypatch.setattr(module, "QUERY_BLOCK", 3)
+    tensors = inputs(7, total=10)
+    plain = by_hand(*tensors, None, causal, recency)
+    ours = chunked(*tensors, None, causal, recency)
+    assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+    assert_close(gradients(ours, tensors), gradients(plain, tensors), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("recency", [0.0, 0.3])
+def test_attention_of_the_last_event_is_the_last_row_of_all(recency: float) -> None:
+    query, keys, values = inputs(8)
+    lengths = torch.tensor([8, 1, 5], dtype=torch.int32)
+    for row, length in enumerate(lengths.tolist()):
+        part = [tensor[row : row + 1, :, :length].expand(BATCH, -1, -1, -1) for tensor in (query, keys, values)]
+        expected = by_hand(*part, None, True, recency)[:1, :, -1:]
+        last = query.gather(2, (lengths.long() - 1)[:, None, None, None].expand(-1, HEADS, 1, WIDTH))
+        assert_close(attention_of_last(last, keys, values, lengths, recency)[row : row + 1], expected)
+
+
+@pytest.mark.parametrize(("causal", "masked", "close"), KINDS)
+def test_bfloat16_training_is_close_to_float32(
+    causal: bool, masked: bool, close: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16 keeps eight binary digits: 1 % of the norm for the mix, 2 % for gradients."""
+    monkeypatch.setattr(module, "QUERY_BLOCK", 16)
+    taken = []
+    original: Callable[..., Tensor] = module._ChunkedAttention.apply
+    monkeypatch.setattr(module._ChunkedAttention, "apply", lambda *given: taken.append(1) or original(*given))
+    low = inputs(50, dtype=torch.bfloat16)
+    exact = tuple(tensor.detach().double().requires_grad_() for tensor in low)
+    mask = key_mask(50) if masked else None
+    recency = 0.3 if close else 0.0
+    ours, plain = attention(*low, mask, causal, recency), by_hand(*exact, mask, causal, recency)
+    assert taken, "torch's kernel would be another test"
+    assert ours.dtype == torch.bfloat16
+    assert (ours - plain).norm() < 0.01 * plain.norm()
+    for mine, reference in zip(gradients(ours, low), gradients(plain, exact), strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine - reference).norm() < 0.02 * reference.norm()
+
+
+@pytest.mark.parametrize("length", [200, 400])
+def test_scores_exist_chunk_by_chunk(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as long would be four times the scores; what is held stays one block of queries over all keys."""
+    monkeypatch.setattr(module, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(module, "CHUNK_SCORES", HEADS * 16 * 400)
+    query, keys, values = inputs(length)
+    largest = largest_tensor(lambda: chunked(query, keys, values, None, True, 0.0).sum().backward())
+    assert largest <= max(HEADS * 16 * 400, BATCH * HEADS * length * WIDTH)
