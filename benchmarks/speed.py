@@ -157,7 +157,7 @@ def all_tasks(
 
 def measure_missing(tasks: list[Task], work: Path, peers: Path) -> int:
     """Runs the cells that are not on disk, one after the other; how many failed."""
-    missing = [task for task in tasks if not cell_file(work, task).exists()]
+    missing = [task for task in tasks if not is_done(work, task)]
     pythons = interpreters({task.library for task in missing}, peers)
     missing = [task for task in missing if task.library in pythons]
     failed = 0
@@ -211,6 +211,12 @@ def run(task: Task, python: Path) -> Measurement:
         if process.returncode:
             raise CellError(f"exit code {process.returncode}: {process.stderr.strip()[-1000:]}")
         return Measurement(**json.loads(reply.read_text(encoding="utf-8")))
+
+
+def is_done(work: Path, task: Task) -> bool:
+    """Whether this very task was measured, with as many seconds."""
+    path = cell_file(work, task)
+    return path.exists() and Cell.read(path).task == task
 
 
 def cell_file(work: Path, task: Task) -> Path:

@@ -2,7 +2,7 @@
 
 Named by step and epoch:
 
-    checkpoints/00000420-0003/   model.safetensors  best.safetensors  optimizer.safetensors  state.json
+    checkpoints/00000420-0003/   model.safetensors  average.safetensors  best.safetensors  optimizer.safetensors  state.json
 
 A checkpoint appears by one rename, and only then is the one before it removed.
 """
@@ -41,6 +41,8 @@ class Checkpoint:
 
     progress: Progress
     model: dict[str, Tensor]
+    average: dict[str, Tensor]
+    """Empty where weights are not averaged."""
     best: dict[str, Tensor]
     optimizer: dict[str, Any]
 
@@ -52,6 +54,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
     save_file(_contiguous(checkpoint.model), writing / "model.safetensors")
+    save_file(_contiguous(checkpoint.average), writing / "average.safetensors")
     save_file(_contiguous(checkpoint.best), writing / "best.safetensors")
     tensors, settings = _flatten_optimizer(checkpoint.optimizer)
     save_file(tensors, writing / "optimizer.safetensors")
@@ -73,6 +76,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return Checkpoint(
         progress=Progress(**state["progress"]),
         model=load_file(newest / "model.safetensors"),
+        average=load_file(newest / "average.safetensors"),
         best=load_file(newest / "best.safetensors"),
         optimizer=_unflatten_optimizer(load_file(newest / "optimizer.safetensors"), state["optimizer"]),
     )

@@ -7,8 +7,8 @@ same global batch and takes its own rows of it.
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,6 +34,8 @@ class TrainingConfig:
     """How a model is trained.
 
     `batch_size` counts windows of all processes together; of more than `validation_cases` a fixed sample is ranked.
+    With `averaging` above 0 the weights that are validated and kept are an exponential average over steps, of this
+    decay (Polyak & Juditsky, 1992): what single steps of sparse data add as noise cancels out.
     """
 
     epochs: int = 100
@@ -45,6 +47,7 @@ class TrainingConfig:
     warmup_steps: int = 100
     weight_decay: float = 0.0
     clip_norm: float = 5.0
+    averaging: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
     checkpoint_seconds: float = 60.0
@@ -62,6 +65,8 @@ class TrainingConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"training: {name}={getattr(self, name)} must be above 0.")
+        if not 0 <= self.averaging < 1:
+            raise ConfigError(f"training: averaging={self.averaging} must lie in [0, 1).")
         if self.accumulation > self.batch_size:
             raise ConfigError(
                 f"training: accumulation={self.accumulation} cannot divide a batch of batch_size={self.batch_size}."
@@ -111,6 +116,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         self.tracker = tracker or NoTracker()
         self.progress = Progress()
+        self.average = copy_weights(model.state_dict()) if config.averaging else {}
         self.best = copy_weights(model.state_dict())
         self.batches_per_epoch = math.ceil(len(windows) / config.batch_size)
 
@@ -131,6 +137,7 @@ class Trainer:
             return False
         self.progress = checkpoint.progress
         self.model.load_state_dict(on_device(checkpoint.model, self.accelerator.device))
+        self.average = on_device(checkpoint.average, self.accelerator.device)
         self.best = on_device(checkpoint.best, self.accelerator.device)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         return True
@@ -151,12 +158,30 @@ class Trainer:
         while self.progress.epoch < (stop_after or self.config.epochs) and not self.progress.stopped:
             began = time.perf_counter()
             self._train_epoch(on_batch)
-            self._end_epoch(self._validated(validate), watch, time.perf_counter() - began)
+            with self._kept_weights():
+                self._end_epoch(self._validated(validate), watch, time.perf_counter() - began)
             self._save()
             figures = self.progress.epochs[-1]
             self.tracker.log_metrics({k: v for k, v in figures.items() if k != "epoch"}, step=self.progress.epoch)
             on_epoch(figures)
         self.model.load_state_dict(self.best)
+
+    @contextmanager
+    def _kept_weights(self) -> Iterator[None]:
+        """The model with the weights that would be kept: the average, where there is one."""
+        latest = copy_weights(self.model.state_dict()) if self.average else {}
+        self.model.load_state_dict(self.average or self.model.state_dict())
+        yield
+        self.model.load_state_dict(latest or self.model.state_dict())
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """One step of the average; early ones count less, so that the first weights are soon forgotten."""
+        step = self.progress.step
+        share = 1 - min(self.config.averaging, (1 + step) / (10 + step))
+        for name, weight in self.model.state_dict().items():
+            if name in self.average:
+                self.average[name].lerp_(weight, share)
 
     def _validated(self, validate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
         """Figures of the first process, the same in all: what they decide is decided together."""
@@ -189,6 +214,7 @@ class Trainer:
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self._update_average()
         self.progress.loss_sum += loss
         self.progress.targets += batch.num_targets
         self.progress.step += 1
@@ -238,7 +264,8 @@ class Trainer:
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
-            state = Checkpoint(self.progress, self.model.state_dict(), self.best, self.optimizer.state_dict())
+            weights, optimizer = self.model.state_dict(), self.optimizer.state_dict()
+            state = Checkpoint(self.progress, weights, self.average, self.best, optimizer)
             save_checkpoint(self.checkpoints, state)
 
 

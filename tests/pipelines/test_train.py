@@ -56,7 +56,7 @@ saved = 0
 def dying(*arguments):
     global saved
     saved += 1
-    if saved == 3 * {steps} + 2:  # the second of the three tensor files of the checkpoint after that
+    if saved == 4 * {steps} + 2:  # the second of the four tensor files of the checkpoint after that
         os.kill(os.getpid(), signal.SIGKILL)
     save_file(*arguments)
 

@@ -35,7 +35,8 @@ def checkpoint(steps: int, epoch: int = 0) -> Checkpoint:
     """Of a model after some steps; the best weights are those of one step."""
     model, optimizer = trained(steps)
     progress = Progress(epoch=epoch, batch=3, step=steps, loss_sum=0.1 + 0.2, epochs=[{"epoch": 1, "ndcg@10": 1 / 3}])
-    return Checkpoint(progress, model.state_dict(), trained(1)[0].state_dict(), optimizer.state_dict())
+    average, best = trained(2)[0].state_dict(), trained(1)[0].state_dict()
+    return Checkpoint(progress, model.state_dict(), average, best, optimizer.state_dict())
 
 
 def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(tmp_path: Path) -> None:
@@ -44,6 +45,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(tmp_path: Pat
     assert loaded is not None
     assert loaded.progress == checkpoint(5).progress
     assert torch.equal(loaded.best["weight"], trained(1)[0].weight)
+    assert torch.equal(loaded.average["weight"], trained(2)[0].weight)
     model, optimizer = trained(0)
     model.load_state_dict(loaded.model)
     optimizer.load_state_dict(loaded.optimizer)
