@@ -62,7 +62,8 @@ def measure(kind: str, items: int, batch: int) -> dict[str, float]:
         timestamp=np.arange(STEPS * batch * LENGTH, dtype=np.int64),
         user_ids=pl.Series("user_id", np.arange(STEPS * batch).astype(str)),
     )
-    model = SASRec(SASRecConfig(num_items=items, max_len=LENGTH - 1, loss=LossConfig(kind=kind, negatives=2048)))  # type: ignore[arg-type]
+    loss = LossConfig(kind=kind, negatives=2048)  # type: ignore[arg-type]
+    model = SASRec(SASRecConfig(num_items=items, max_len=LENGTH - 1, loss=loss))
     windows = TrainingWindows.cut(store.lengths, model.window)
     before = peak_memory_mib()
     config = TrainingConfig(epochs=1, batch_size=batch, device="cpu", checkpoint_seconds=1e9)
@@ -70,12 +71,7 @@ def measure(kind: str, items: int, batch: int) -> dict[str, float]:
         trainer = Trainer(model, store, windows, config, seed=0, folder=Path(folder))
         trainer.fit(None, "ndcg@10", on_epoch=lambda _: None, on_batch=lambda: None)
     weights = sum(weight.numel() for weight in model.parameters()) * 4 / 2**20
-    return {
-        "before": before,
-        "peak": peak_memory_mib(),
-        "state": round(5 * weights),
-        "loss": trainer.progress.epochs[-1]["loss"],
-    }
+    return {"before": before, "peak": peak_memory_mib(), "state": round(5 * weights)}
 
 
 def page(sampled: list[dict[str, float]], full: list[dict[str, float]]) -> str:
@@ -99,8 +95,8 @@ def page(sampled: list[dict[str, float]], full: list[dict[str, float]]) -> str:
         "|---|---|---|---|---|",
         *(row(entry, "batch") for entry in full),
         "",
-        "What grows with the batch in the second table are the activations of the blocks; all logits of 1,024 windows at "
-        "once would take 2,000 MiB more, and their gradient as much again.",
+        "What grows with the batch in the second table are the activations of the blocks; all logits of 1,024 "
+        "windows at once would take 2,000 MiB more, and their gradient as much again.",
         "",
         f"{platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}; commit "
         f"{(git_commit() or 'unknown')[:12]}; {datetime.now(UTC).date()}.",

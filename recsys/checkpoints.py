@@ -2,7 +2,7 @@
 
 Named by step and epoch:
 
-    checkpoints/00000420-0003/   model.safetensors  average.safetensors  best.safetensors  optimizer.safetensors  state.json
+    checkpoints/00000420-0003/   {model,average,best,optimizer}.safetensors  state.json
 
 A checkpoint appears by one rename, and only then is the one before it removed.
 """

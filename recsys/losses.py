@@ -25,7 +25,7 @@ from recsys.negatives import Negatives, NegativeSampler, Sampling, unseen_negati
 from recsys.sequences import IntArray
 
 CHUNK_LOGITS: Mapping[str, int] = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Logits held at a time, whatever the batch and the catalogue: 4 MiB in bfloat16 fit a processor's cache, a GPU wants work."""
+"""Logits held at a time, whatever batch and catalogue: 4 MiB in bfloat16 fit a processor's cache, a GPU wants work."""
 LARGEST_SCORE = 60.0
 """exp(60) times a billion items is far from the largest float32, exp(-60) far from the smallest."""
 LOG2_E = math.log2(math.e)
