@@ -80,7 +80,7 @@ def page(sampled: list[dict[str, float]], full: list[dict[str, float]]) -> str:
         "# Memory",
         "",
         "Written by `python -m benchmarks.scale`; do not edit. SASRec, width 64, window 50, random histories, "
-        f"{STEPS} steps; MiB of resident memory at its largest. *Start* is the process with the model, before training; "
+        f"{STEPS} steps; MiB of resident memory at its largest. *Start* is the process with the model before training, "
         "*state* what training must hold whatever the loss: weights, gradients, Adam's two moments, the best weights.",
         "",
         "## Sampled softmax, 2,048 negatives, 128 windows a batch",

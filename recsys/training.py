@@ -197,13 +197,13 @@ class Trainer:
         for number, chosen in enumerate(self.windows.epoch(self.config.batch_size, rng)):
             if number < self.progress.batch:
                 continue
-            self._step(chosen, number)
+            self.step(chosen, number)
             on_batch()
             if time.perf_counter() - saved > self.config.checkpoint_seconds:
                 self._save()
                 saved = time.perf_counter()
 
-    def _step(self, chosen: np.ndarray, number: int) -> None:
+    def step(self, chosen: np.ndarray, number: int) -> None:
         """One optimiser step on one global batch."""
         rng = np.random.default_rng([self.seed, self.progress.epoch, number + 1])  # 0 ends as the epoch's own seed
         torch.manual_seed(int(rng.integers(2**62)) + self.accelerator.process_index)

@@ -10,7 +10,7 @@ from torch import nn
 from recsys import checkpoints
 from recsys.checkpoints import Checkpoint, Progress, copy_weights, latest_checkpoint, save_checkpoint
 
-FILES = ["best.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
+FILES = ["average.safetensors", "best.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
 
 
 def trained(steps: int) -> tuple[nn.Module, torch.optim.AdamW]:
