@@ -42,6 +42,7 @@ class BERT4RecConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        CatalogLoss(self.loss, self.num_items)  # refuses more negatives than there are items
         if self.max_len < 2:
             raise ConfigError(f"BERT4RecConfig: max_len={self.max_len} leaves no room for an event and the mask.")
         if not (0 < self.mask_share < 1 and 0 <= self.last_item_share <= 1):

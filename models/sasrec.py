@@ -34,6 +34,10 @@ class SASRecConfig(TransformerConfig):
     activation: Literal["relu", "gelu", "swiglu"] = "relu"
     loss: LossConfig = field(default_factory=LossConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        CatalogLoss(self.loss, self.num_items)  # refuses more negatives than there are items
+
 
 @dataclass(frozen=True)
 class SASRecState:
@@ -102,7 +106,8 @@ class SASRec(nn.Module):
 
     def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:
         """Every event predicts the next."""
-        return next_item_batch(windows, self.catalog_loss.negatives(windows.items[:, 1:], rng))
+        negatives = self.catalog_loss.negatives(windows.items, rng)
+        return next_item_batch(windows, None if negatives is None else negatives.after_first())
 
     def loss(self, batch: TrainBatch) -> Float[Tensor, ""]:
         """The configured loss at every position."""

@@ -42,6 +42,11 @@ def export(config: ExportConfig) -> Bundle:
             "such as sasrec or bert4rec."
         )
     retriever: TrainableRetriever = model  # type: ignore[assignment]
+    if retriever.reads_times:
+        raise ConfigError(
+            f"export: {config.run} has model.time_buckets={run.config['model']['time_buckets']}, and the service keeps "
+            "no times of events yet; train with model.time_buckets=0 to serve."
+        )
     fallback = no_history(prepared, run.fit_on)
     card = ModelCard(
         name=run.model,

@@ -121,7 +121,10 @@ def train(config: TrainConfig, reporter: Reporter) -> Run | None:
 
 
 def make_plan(config: TrainConfig) -> Plan:
-    """Preset, then the config file, then single settings, the later wins; or all from the run to refit."""
+    """Preset, then the config file, then single settings, the later wins; or all from the run to refit.
+
+    Every setting is checked here, before anything is written.
+    """
     prepared = open_prepared(config.data)
     if config.refit is not None:
         return refit_plan(config, open_run(config.refit), prepared)
@@ -131,9 +134,15 @@ def make_plan(config: TrainConfig) -> Plan:
         merge(sections, read_yaml(config.config_file), str(config.config_file), known)
     for setting in config.settings:
         merge(sections, parse_setting(setting), f"--set {setting}", known)
+    model = model_config(config.model, sections["model"], prepared.catalog.num_items)
+    if getattr(model.values, "time_buckets", 0) and prepared.time == "order":
+        raise DataError(
+            f"train {config.model}: model.time_buckets needs times, and {prepared.folder} only knows the order of "
+            "events; set model.time_buckets=0 or ingest a log with timestamps."
+        )
     return Plan(
         prepared=prepared,
-        model=model_config(config.model, sections["model"], prepared.catalog.num_items),
+        model=model,
         training=build_config(TrainingConfig, sections.get("training", {}), f"training of {config.model}"),
         seed=config.seed,
     )
@@ -265,11 +274,6 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
     keep_freed_memory()
     torch.manual_seed(plan.seed)
     model = plan.model.model_class(plan.model.values)
-    if model.reads_times and plan.prepared.time == "order":
-        raise DataError(
-            f"train {plan.model.name}: model.time_buckets needs times, and {plan.prepared.folder} only knows the order "
-            "of events; set model.time_buckets=0 or ingest a log with timestamps."
-        )
     model.learn_popularity(plan.events.item_counts())
     windows = TrainingWindows.cut(plan.events.stops, model.window)
     trainer = Trainer(model, plan.prepared.store, windows, plan.training, plan.seed, folder, tracker)

@@ -35,11 +35,12 @@ def attention(
         mask = None if key_mask is None else torch.where(key_mask, 0.0, -torch.inf).to(query.dtype)
         mixed: Tensor = _ChunkedAttention.apply(query, keys, values, penalty, mask, causal)  # type: ignore[no-untyped-call]
         return mixed
-    bias: Tensor | None = key_mask
-    if penalty is not None:
-        bias = penalty if key_mask is None else penalty.masked_fill(~key_mask, -torch.inf)
-        bias = bias.masked_fill(offsets(query, keys) < 0, -torch.inf) if causal else bias
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, is_causal=causal and penalty is None)
+    if penalty is None and (key_mask is None or not causal):
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=key_mask, is_causal=causal)
+    bias = query.new_zeros(()) if penalty is None else penalty
+    bias = bias if key_mask is None else torch.where(key_mask, bias, -torch.inf)
+    bias = torch.where(offsets(query, keys) < 0, -torch.inf, bias) if causal else bias
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
 
 
 def attention_of_last(

@@ -2,7 +2,7 @@
 
     norm="post"  x = LN(x + f(x))                     as published (Vaswani et al., 2017; BERT)
     norm="pre"   x = x + f(LN(x)), LN after the last  trains deeper and at higher rates
-    gated        x = x + sigmoid(W LN(x)) * f(LN(x))  LiGR (Borisyuk et al., 2025), with either norm
+    gated        x = x + sigmoid(W x) * f(LN(x))      LiGR (Borisyuk et al., 2025), with either norm
     swiglu       f(x) = W2 (silu(W1 x) * W3 x)        Shazeer, 2020
 
 Attention is causal or has a key mask; its dropout is left out (a third of a CPU step for no gain).
@@ -198,12 +198,10 @@ class Residual(nn.Module):
         """What the branch reads."""
         return self.norm(x) if self.norm_first else x
 
-    def after(
-        self, x: Float[Tensor, "B L D"], read: Float[Tensor, "B L D"], branch: Float[Tensor, "B L D"]
-    ) -> Float[Tensor, "B L D"]:
-        """`x` with the branch's result added; `read` is what the branch read."""
+    def after(self, x: Float[Tensor, "B L D"], branch: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """`x` with the branch's result added."""
         added = self.dropout(branch)
-        x = x + (added if self.gate is None else torch.sigmoid(self.gate(read)) * added)
+        x = x + (added if self.gate is None else torch.sigmoid(self.gate(x)) * added)
         return x if self.norm_first else self.norm(x)
 
 
@@ -228,17 +226,15 @@ class Block(nn.Module):
         read = self.attention_residual.before(x)
         query, memory = self.attention.project(read, first=0 if past is None else past.length)
         memory = memory if past is None else past.extended(memory)
-        x = self.attention_residual.after(x, read, self.attention.attend(query, memory, key_mask, causal))
-        read = self.ffn_residual.before(x)
-        return self.ffn_residual.after(x, read, self.ffn(read)), memory
+        x = self.attention_residual.after(x, self.attention.attend(query, memory, key_mask, causal))
+        return self.ffn_residual.after(x, self.ffn(self.ffn_residual.before(x))), memory
 
     def last(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B 1 D"]:
         """The state of each row's last event; of the others only keys and values are computed."""
         read = self.attention_residual.before(x)
         mixed = self.attention.attend_last(*self.attention.project(read), lengths)
-        final = self.attention_residual.after(last_valid(x, lengths), last_valid(read, lengths), mixed)
-        read = self.ffn_residual.before(final)
-        return self.ffn_residual.after(final, read, self.ffn(read))
+        final = self.attention_residual.after(last_valid(x, lengths), mixed)
+        return self.ffn_residual.after(final, self.ffn(self.ffn_residual.before(final)))
 
 
 class BlockStack(nn.Module):

@@ -43,6 +43,10 @@ class Negatives:
         """Those of batch rows `chosen`."""
         return self if self.shared else Negatives(self.items[chosen], self.log_weight[chosen])
 
+    def after_first(self) -> "Negatives":
+        """Those of every position but the first."""
+        return self if self.shared else Negatives(self.items[:, 1:], self.log_weight[:, 1:])
+
     def at(self, positions: Bool[Tensor, "B L"]) -> "Negatives":
         """Those of the positions that are true, one after the other."""
         return self if self.shared else Negatives(self.items[positions], self.log_weight[positions])

@@ -111,7 +111,7 @@ def norm_by_hand(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def block_by_hand(block: Block, settings: TransformerConfig, x: Tensor, allowed: Tensor) -> Tensor:
-    """x + g * f(LN x), or LN(x + g * f(x)), with g = sigmoid(W (what f reads)) where gated."""
+    """x + g * f(LN x), or LN(x + g * f(x)), with g = sigmoid(W x) where gated."""
     for residual, branch in (
         (block.attention_residual, lambda y: attention_by_hand(block.attention, y, allowed)),
         (block.ffn_residual, lambda y: feed_forward_by_hand(block.ffn, y, settings.activation)),
@@ -119,7 +119,7 @@ def block_by_hand(block: Block, settings: TransformerConfig, x: Tensor, allowed:
         read = norm_by_hand(residual.norm, x) if settings.norm == "pre" else x
         added = branch(read)
         if settings.gated:
-            added = added / (1 + torch.exp(-(read @ residual.gate.weight.T + residual.gate.bias)))
+            added = added / (1 + torch.exp(-(x @ residual.gate.weight.T + residual.gate.bias)))
         x = x + added
         if settings.norm == "post":
             x = norm_by_hand(residual.norm, x)
