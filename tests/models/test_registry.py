@@ -90,7 +90,7 @@ def test_an_unknown_model_is_refused_with_a_hint(name: str, message: str) -> Non
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match="model sasrec: no preset 'huge'; known are demo"):
+    with pytest.raises(ConfigError, match="model sasrec: no preset 'huge'; known are beauty, demo, ml-1m, sports, yelp"):
         preset("sasrec", "huge")
     with pytest.raises(ConfigError, match="model markov: no preset 'demo'; known are none"):
         preset("markov", "demo")
@@ -171,10 +171,10 @@ def test_a_loss_is_a_section_of_its_model(name: str) -> None:
     assert again == config
 
 
-def test_more_negatives_than_items_are_refused_when_the_model_is_built() -> None:
-    config = model_config("sasrec", {"loss": {"kind": "sampled-softmax", "negatives": 44}}, 43)
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+def test_more_negatives_than_items_are_refused_with_the_settings(name: str) -> None:
     with pytest.raises(ConfigError, match="loss: 44 distinct negatives cannot be drawn from 43 items"):
-        config.model_class(config.values)
+        model_config(name, {"loss": {"kind": "sampled-softmax", "negatives": 44}}, 43)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ class TestSASRecBinary(LearningContract, CausalRetrieverContract):
 
     rule_steps = 450
     rule_settings: ClassVar[dict[str, Any]] = {"max_len": 1}
+    rule_excludes_seen = True
     loss_knows_chance = False
 
     def make(self, **settings: Any) -> SASRec:

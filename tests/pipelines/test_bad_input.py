@@ -168,7 +168,7 @@ CASES: dict[str, tuple[Case, int, str]] = {
         "'soon' is not an ISO date",
     ),
     "unknown model": (training(model="sasrek"), 2, "did you mean 'sasrec'?"),
-    "unknown preset": (training("--preset", "huge"), 2, "no preset 'huge'; known are demo"),
+    "unknown preset": (training("--preset", "huge"), 2, "no preset 'huge'; known are beauty, demo"),
     "unknown config key": (training("--set", "model.dropuot=0.1"), 2, "did you mean 'dropout'?"),
     "unknown section": (training("--set", "modle.dropout=0.1"), 2, "no section 'modle'"),
     "wrong type": (training_with("model:\n  dropout: lots\n"), 2, "dropout='lots' is not usable"),

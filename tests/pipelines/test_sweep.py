@@ -50,7 +50,7 @@ NETWORK: dict[str, Any] = {
 }
 COUNTING: dict[str, Any] = {"model.decay": {"low": 0.1, "high": 1.0}, "model.neighbours": [5, 10, 20]}
 EPOCHS_OF_TWO_TRIALS = 4
-FILES_OF_A_CHECKPOINT = 3
+FILES_OF_A_CHECKPOINT = 4
 KILLED_IN_THE_SECOND_EPOCH_OF_THE_SECOND_TRIAL = f"""
 import os, runpy, signal
 from recsys import checkpoints

@@ -447,7 +447,7 @@ def test_a_run_killed_while_it_becomes_a_run_keeps_its_checkpoints(
         with pytest.raises(KeyboardInterrupt):
             trained(prepared, tmp_path / "run")
     steps: list[int] = []
-    monkeypatch.setattr("recsys.training.Trainer._step", lambda *_: steps.append(1))
+    monkeypatch.setattr("recsys.training.Trainer.step", lambda *_: steps.append(1))
     assert_same_weights(trained(prepared, tmp_path / "run"), undisturbed)
     assert not steps
     assert {path.name for path in (tmp_path / "run").iterdir()} == {

@@ -175,6 +175,32 @@ def test_without_validation_the_last_epoch_is_the_best(tmp_path: Path) -> None:
     assert trainer.progress.best_epoch == 4
 
 
+def test_the_average_of_the_weights_is_validated_and_kept(tmp_path: Path) -> None:
+    """average += (1 - d) (weights - average) after every step, d = min(decay, (1 + step) / (10 + step))."""
+    model = sasrec()
+    trainer = trainer_of(model, tmp_path, averaging=0.7)
+    steps: list[dict[str, torch.Tensor]] = []
+    average = weights(model)
+    validated: list[dict[str, torch.Tensor]] = []
+
+    def watch() -> None:
+        nonlocal average
+        decay = min(0.7, (1 + len(steps)) / (10 + len(steps)))
+        steps.append(weights(model))
+        average = {name: decay * old + (1 - decay) * steps[-1][name] for name, old in average.items()}
+
+    def validate() -> dict[str, float]:
+        validated.append(weights(model))
+        for name, value in average.items():
+            torch.testing.assert_close(validated[-1][name], value)
+        return {"ndcg@10": float(len(validated))}
+
+    fit(trainer, validate, watch)
+    assert len(validated) == 3
+    assert_same(weights(model), validated[-1])
+    assert any((validated[-1][name] != value).any() for name, value in steps[-1].items())
+
+
 def test_decay_spares_biases_and_norms(tmp_path: Path) -> None:
     """A decay so strong that it shows beside the steps themselves."""
     model = sasrec()
@@ -206,7 +232,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     validation = [0.3, 0.5, 0.4]
 
     def train(model: nn.Module, folder: Path, break_after: int | None) -> Trainer:
-        trainer = trainer_of(model, folder, checkpoint_seconds=0.0)
+        trainer = trainer_of(model, folder, checkpoint_seconds=0.0, averaging=0.5)
         trainer.resume()
 
         def on_batch() -> None:
