@@ -10,7 +10,6 @@ With s the model's score of an item, t the target and J the negatives:
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -24,7 +23,7 @@ from recsys.errors import ConfigError
 from recsys.negatives import Negatives, NegativeSampler, Sampling, unseen_negatives
 from recsys.sequences import IntArray
 
-CHUNK_LOGITS: Mapping[str, int] = {"cpu": 1 << 21, "cuda": 1 << 26}
+CPU_LOGITS, DEVICE_LOGITS = 1 << 21, 1 << 26
 """Logits held at a time, whatever batch and catalogue: 4 MiB in bfloat16 fit a processor's cache, a GPU wants work."""
 LARGEST_SCORE = 60.0
 """exp(60) times a billion items is far from the largest float32, exp(-60) far from the smallest."""
@@ -177,7 +176,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
         grad_states, grad_vectors = torch.empty_like(states), torch.zeros_like(vectors, dtype=wide)
         grad_own = None if own is None else torch.empty_like(own)
         bounded = _is_bounded(states, vectors, own, log_weight)
-        step = max(1, CHUNK_LOGITS[kind] // max(1, len(vectors)))
+        step = max(1, (CPU_LOGITS if kind == "cpu" else DEVICE_LOGITS) // max(1, len(vectors)))
         for rows in (slice(first, first + step) for first in range(0, len(states), step)):
             part, place = states[rows], column[rows, None]
             logits = (part * LOG2_E).to(narrow) @ matrix.T

@@ -90,7 +90,9 @@ def test_an_unknown_model_is_refused_with_a_hint(name: str, message: str) -> Non
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match="model sasrec: no preset 'huge'; known are beauty, demo, ml-1m, sports, yelp"):
+    with pytest.raises(
+        ConfigError, match="model sasrec: no preset 'huge'; known are beauty, demo, ml-1m, sports, yelp"
+    ):
         preset("sasrec", "huge")
     with pytest.raises(ConfigError, match="model markov: no preset 'demo'; known are none"):
         preset("markov", "demo")

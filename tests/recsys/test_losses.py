@@ -122,7 +122,7 @@ def test_softmax_is_its_formula(count: int, width: int, items: int, seed: int, s
     """With chunks from less than one row's logits to more than all."""
     task = problem(count, width, items, seed, scale)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "CHUNK_LOGITS", {"cpu": chunk})
+        patch.setattr(losses, "CPU_LOGITS", chunk)
         assert_same(softmax_cross_entropy(task.states, task.table, task.target), softmax_by_hand(task), task)
 
 
@@ -136,7 +136,7 @@ def test_sampled_softmax_is_its_formula(
     if not weighted:
         negatives = Negatives(negatives.items, torch.zeros(len(negatives.items)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "CHUNK_LOGITS", {"cpu": chunk})
+        patch.setattr(losses, "CPU_LOGITS", chunk)
         ours = sampled_softmax(task.states, task.vectors, task.target, negatives)
         assert_same(ours, sampled_by_hand(task, negatives), task)
 
@@ -287,7 +287,7 @@ def test_without_positions_loss_and_gradients_are_zero(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_agree_with_finite_differences(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", {"cpu": 13})
+    monkeypatch.setattr(losses, "CPU_LOGITS", 13)
     task = problem(6, 3, 8, seed=1)
     compute = drawn_loss(kind, task)
     assert torch.autograd.gradcheck(lambda *_: compute(), (task.states, task.table))
@@ -369,13 +369,13 @@ def step(kind: str, count: int, items: int, width: int = 3, negatives: int = 40)
 
 def test_softmax_holds_no_more_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """200,000 logits in all; the gradients of states and table must be held."""
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", {"cpu": 2000})
+    monkeypatch.setattr(losses, "CPU_LOGITS", 2000)
     for count in (20, 500):
         assert largest_tensor(step("softmax", count, items=400)) <= max(2000, 500 * 3, 401 * 3)
 
 
 def test_sampled_softmax_holds_no_more_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", {"cpu": 2000})
+    monkeypatch.setattr(losses, "CPU_LOGITS", 2000)
     for count in (20, 500):
         assert largest_tensor(step("sampled-softmax", count, items=400)) <= max(2000, 500 * 3, 401 * 3)
     assert largest_tensor(step("sampled-softmax", 500, items=30_000)) == 30_001 * 3, "the table's gradient"
@@ -383,7 +383,7 @@ def test_sampled_softmax_holds_no_more_than_a_chunk_of_logits(monkeypatch: pytes
 
 def test_the_peak_grows_with_states_and_not_with_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """At most a dozen copies of what was added to the states, where the logits would be 400 / 3 times as much."""
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", {"cpu": 2000})
+    monkeypatch.setattr(losses, "CPU_LOGITS", 2000)
     for kind in ("softmax", "sampled-softmax"):
         few, many = (peak_bytes(step(kind, count, items=400)) for count in (1000, 5000))
         assert few > 2000 * 8, "a peak that counts nothing would be as flat"
@@ -392,7 +392,7 @@ def test_the_peak_grows_with_states_and_not_with_logits(monkeypatch: pytest.Monk
 
 def test_the_peak_of_a_sampled_softmax_grows_with_the_table_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full one adds gradients and sums of them; this one what indexing the table gives back, twice at most."""
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", {"cpu": 2000})
+    monkeypatch.setattr(losses, "CPU_LOGITS", 2000)
     small, large = (peak_bytes(step("sampled-softmax", 500, items=items)) for items in (1000, 50_000))
     assert large - small < 3.1 * 49_000 * 3 * 8
 
