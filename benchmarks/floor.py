@@ -1,4 +1,4 @@
-"""The bare matrix products of an epoch: what no implementation of this model can leave out on these batches.
+"""The bare matrix products of an epoch, as a plain implementation of this model has them on these batches.
 
 For a batch of B windows, L events long at most, N events in all (no padding) and M targets; D width, H heads, F inner
 width, I items with vectors of E numbers (E = D + 1 where a bias is folded in):

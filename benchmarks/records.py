@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from models.registry import preset
 from pipelines.evaluate import REPORT
 from pipelines.movielens import movielens_100k
 from recsys.runs import EPOCHS, Run
@@ -50,8 +51,9 @@ class Experiment:
     def settings_hash(self, model: str) -> str:
         """Of all that decides a model's figures besides data, code and seed; a record with another one is stale."""
         options = self.models[model]
-        base = self.models[options["refit"]] if "refit" in options else {}
-        content = json.dumps([self.ingest, self.prepare, options, base], sort_keys=True)
+        base = self.models[options.get("refit", model)]
+        sections = preset(base["model"], base.get("preset"))
+        content = json.dumps([self.ingest, self.prepare, options, base, sections], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -91,6 +93,7 @@ def write_record(experiment: Experiment, model: str, seed: int, run: Run) -> Non
         path,
         {
             "settings": experiment.settings_hash(model),
+            "seed": seed,
             "config": run.config,
             "metrics": report["metrics"],
             "segments": {name: part["metrics"]["ndcg@10"] for name, part in report["segments"].items()},

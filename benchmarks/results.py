@@ -33,6 +33,8 @@ def main() -> None:
     """Runs what is missing, page after page."""
     arguments = parse_arguments()
     experiments = [entry for entry in read_experiments() if arguments.only in {None, entry.name}]
+    if not experiments:
+        raise SystemExit(f"results: no experiment {arguments.only!r}; see benchmarks/experiments.yaml")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.minutes:

@@ -75,10 +75,16 @@ def provenance(experiment: Experiment) -> str:
     """Machine, versions, commits and days of the records."""
     records = [record for model in experiment.models for record in done(experiment, model)]
     machines = sorted({record["machine"] for record in records})
-    commits = sorted({(record["commit"] or "unknown")[:12] for record in records})
+    commits = sorted({short(record["commit"]) for record in records})
+    seeds = sorted({record["seed"] for record in records})
     days = sorted({datetime.fromisoformat(record["created"]).astimezone(UTC).date().isoformat() for record in records})
     torches = sorted({record["libraries"]["torch"] for record in records})
     return (
-        f"Seeds 0 to {experiment.seeds - 1}; {', '.join(machines)}; torch {', '.join(torches)}; "
+        f"Seeds {', '.join(map(str, seeds))}; {', '.join(machines)}; torch {', '.join(torches)}; "
         f"commit {', '.join(commits)}; {' to '.join(dict.fromkeys([days[0], days[-1]]))}."
     )
+
+
+def short(commit: str | None) -> str:
+    """Twelve digits; the + of a tree with changes stays."""
+    return "unknown" if commit is None else commit[:12] + ("+" if commit.endswith("+") else "")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK_SCORES = 1 << 19
 QUERY_BLOCK = 128
@@ -143,18 +144,20 @@ class _ChunkedAttention(torch.autograd.Function):
         return mixed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Float[Tensor, "B H L Dh"]) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         query, keys, values, penalty, mask, mixed, log_sum = ctx.saved_tensors
         scores = _Scores(query, keys, penalty, mask, ctx.causal)
         scale = 1 / math.sqrt(query.shape[3])
-        drift = (grad * mixed).sum(dim=3, keepdim=True)
+        drift = (grad.to(log_sum.dtype) * mixed).sum(dim=3, keepdim=True)
         grad_query = torch.empty(query.shape, dtype=query.dtype)
         grad_keys, grad_values = torch.zeros(keys.shape, dtype=keys.dtype), torch.zeros(values.shape, dtype=keys.dtype)
         for rows, queries, seen in scores.chunks():
             part = grad[rows, :, queries]
             share = scores.of(rows, queries, seen).sub_(log_sum[rows, :, queries]).exp2_().to(query.dtype)
             grad_values[rows, :, seen] += share.transpose(2, 3) @ part
-            slope = (part @ values[rows, :, seen].transpose(2, 3)).sub_(drift[rows, :, queries]).mul_(share)
+            slope = (part @ values[rows, :, seen].transpose(2, 3)).to(drift.dtype)
+            slope = slope.sub_(drift[rows, :, queries]).mul_(share).to(query.dtype)
             grad_query[rows, :, queries] = (slope @ keys[rows, :, seen]).mul_(scale)
             grad_keys[rows, :, seen] += (slope.transpose(2, 3) @ query[rows, :, queries]).mul_(scale)
         return grad_query, grad_keys, grad_values, None, None, None

@@ -97,7 +97,7 @@ class KeyValues:
 class Dropout(nn.Module):
     """Dropout whose random numbers are bytes on a CPU, an eighth of the draws of `torch.nn.Dropout`.
 
-    There the rate is rounded to a 256th and the scale fits the rounded rate, so the expectation is exact.
+    There the rate is rounded to a 256th and the scale fits the rounded rate, so the expectation is exact in float32.
     """
 
     def __init__(self, rate: float) -> None:
@@ -230,7 +230,7 @@ class Block(nn.Module):
         return self.ffn_residual.after(x, self.ffn(self.ffn_residual.before(x))), memory
 
     def last(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B 1 D"]:
-        """The state of each row's last event; of the others only keys and values are computed."""
+        """The state of each row's last event; for the others nothing after keys and values is computed."""
         read = self.attention_residual.before(x)
         mixed = self.attention.attend_last(*self.attention.project(read), lengths)
         final = self.attention_residual.after(last_valid(x, lengths), mixed)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from recsys.errors import ConfigError
 from recsys.negatives import Negatives, NegativeSampler, Sampling, unseen_negatives
@@ -43,6 +44,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.negatives < 2:
             raise ConfigError(f"LossConfig: negatives={self.negatives} must be at least 2.")
+        if self.kind == "gbce" and self.sampling != "uniform":
+            raise ConfigError(f"LossConfig: gbce is calibrated for uniform negatives, not for {self.sampling} ones.")
         if not 0 <= self.calibration <= 1:
             raise ConfigError(f"LossConfig: calibration={self.calibration} must lie in [0, 1].")
 
@@ -97,7 +100,7 @@ def softmax_cross_entropy(
     states: Float[Tensor, "N D"], item_vectors: Float[Tensor, "V D"], target: Int[Tensor, " N"]
 ) -> Float[Tensor, ""]:
     """Over the whole catalogue; padding row 0 is no class."""
-    loss: Tensor = _ChunkedSoftmax.apply(states, item_vectors[1:], target - 1, None, None)  # type: ignore[no-untyped-call]
+    loss: Tensor = _ChunkedSoftmax.apply(states, item_vectors[1:], target - 1, item_vectors[target], None)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -119,8 +122,9 @@ def generalised_binary_cross_entropy(
     beta: float,
 ) -> Float[Tensor, ""]:
     """gBCE: the target's probability to the power `beta`, against the overconfidence that sampling causes."""
-    own = F.logsigmoid((states * item_vectors(target)).sum(dim=1))
-    others = F.logsigmoid(-states @ item_vectors(negatives.items).T)
+    wide = torch.promote_types(states.dtype, torch.float32)
+    own = F.logsigmoid((states * item_vectors(target)).sum(dim=1).to(wide))
+    others = F.logsigmoid(-(states @ item_vectors(negatives.items).T).to(wide))
     hit = accidental_hits(negatives, target)[:, None] == torch.arange(len(negatives.items), device=target.device)
     total = beta * own.sum() + others.masked_fill(hit, 0).sum()
     return -total / ((len(negatives.items) + 1) * max(1, len(target)))
@@ -152,10 +156,10 @@ class _ChunkedSoftmax(torch.autograd.Function):
 
     d loss / d logits = (softmax - onehot) / N, so a chunk can be forgotten once its share of the gradients is added
     up. Scores are in base 2, for which processors have the faster exponential. Under autocast the matrix products
-    run in its type; sums and exponentials stay in float32.
+    run in its type; sums, exponentials' sums and all that concerns the target stay in float32, so that a target that
+    is all but certain has all but no gradient.
 
-    Without `own`, `column` is each target's place among `vectors`. With it, `own` are the targets' vectors, and
-    `column` a place that is no part of the sum (-1: none).
+    `own` are the targets' vectors; `column` is a place among `vectors` that is no part of the sum (-1: none).
     """
 
     @staticmethod
@@ -164,7 +168,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
         states: Float[Tensor, "N D"],
         vectors: Float[Tensor, "M D"],
         column: Int[Tensor, " N"],
-        own: Float[Tensor, "N D"] | None,
+        own: Float[Tensor, "N D"],
         log_weight: Float[Tensor, " M"] | None,
     ) -> Float[Tensor, ""]:
         kind, count = states.device.type, max(1, len(states))
@@ -173,8 +177,8 @@ class _ChunkedSoftmax(torch.autograd.Function):
         matrix = vectors.to(narrow)
         needs_grad = any(ctx.needs_input_grad)
         total = torch.zeros((), dtype=wide, device=states.device)
-        grad_states, grad_vectors = torch.empty_like(states), torch.zeros_like(vectors, dtype=wide)
-        grad_own = None if own is None else torch.empty_like(own)
+        grad_states, grad_own = torch.empty_like(states), torch.empty_like(own)
+        grad_vectors = torch.zeros_like(vectors, dtype=wide)
         bounded = _is_bounded(states, vectors, own, log_weight)
         step = max(1, (CPU_LOGITS if kind == "cpu" else DEVICE_LOGITS) // max(1, len(vectors)))
         for rows in (slice(first, first + step) for first in range(0, len(states), step)):
@@ -182,50 +186,38 @@ class _ChunkedSoftmax(torch.autograd.Function):
             logits = (part * LOG2_E).to(narrow) @ matrix.T
             if log_weight is not None:
                 logits += log_weight * LOG2_E
-            if own is None:
-                target = logits.gather(1, place).to(wide)
-            else:
-                target = (part * own[rows]).sum(dim=1, keepdim=True).to(wide) * LOG2_E
+            target = (part * own[rows]).sum(dim=1, keepdim=True).to(wide) * LOG2_E
             top = torch.zeros_like(target)
             if not bounded:
                 top = logits.amax(dim=1, keepdim=True).to(wide).maximum(target)
                 logits = logits.to(wide).sub_(top)
             mass = logits.exp2_()
-            own_mass = (target - top).exp2()
-            if own is None:
-                whole = mass.sum(dim=1, keepdim=True, dtype=wide)
-            else:
-                inside = place.clamp(min=0)
-                mass.scatter_(1, inside, torch.where(place < 0, mass.gather(1, inside), 0))
-                whole = mass.sum(dim=1, keepdim=True, dtype=wide) + own_mass
-            total += (whole.log2() + top - target).sum()
+            inside = place.clamp(min=0)
+            mass.scatter_(1, inside, torch.where(place < 0, mass.gather(1, inside), 0))
+            others, own_mass = mass.sum(dim=1, keepdim=True, dtype=wide), (target - top).exp2()
+            total += F.softplus((others.log2() + top - target) / LOG2_E).sum()
             if not needs_grad:
                 continue
-            scale = 1 / (whole * count)
+            scale = 1 / ((others + own_mass) * count)
+            pull = -others * scale  # (probability of the target - 1) / N, without a difference of like numbers
             mass = mass.to(narrow)
-            grad = (mass @ matrix).to(wide) * scale
-            if own is not None and grad_own is not None:
-                pull = own_mass * scale - 1 / count
-                grad += pull * own[rows]
-                grad_own[rows] = (pull * part).to(own.dtype)
-            grad_states[rows] = grad.to(states.dtype)
+            grad_states[rows] = ((mass @ matrix).to(wide) * scale + pull * own[rows]).to(states.dtype)
+            grad_own[rows] = (pull * part).to(own.dtype)
             grad_vectors += mass.T @ (part * scale).to(narrow)
-        if own is None and needs_grad:
-            grad_states -= vectors[column] / count
-            grad_vectors.index_add_(0, column, states.to(wide), alpha=-1 / count)
         ctx.save_for_backward(grad_states, grad_vectors.to(vectors.dtype), grad_own)
-        return total / (LOG2_E * count)
+        return total / count
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, Tensor | None, None]:
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, Tensor, None]:
         grad_states, grad_vectors, grad_own = ctx.saved_tensors
-        return grad_states * grad, grad_vectors * grad, None, None if grad_own is None else grad_own * grad, None
+        return grad_states * grad, grad_vectors * grad, None, grad_own * grad, None
 
 
 def _is_bounded(
     states: Float[Tensor, "N D"],
     vectors: Float[Tensor, "M D"],
-    own: Float[Tensor, "N D"] | None,
+    own: Float[Tensor, "N D"],
     log_weight: Float[Tensor, " M"] | None,
 ) -> bool:
     """Whether no score can leave the range of the exponential, so that none needs its row's maximum taken off.
@@ -234,8 +226,6 @@ def _is_bounded(
     """
     if states.device.type != "cpu" or not len(states) or not len(vectors):
         return False
-    longest = vectors.detach().norm(dim=1).max()
-    if own is not None:
-        longest = longest.maximum(own.detach().norm(dim=1).max())
+    longest = vectors.detach().norm(dim=1).max().maximum(own.detach().norm(dim=1).max())
     weight = 0.0 if log_weight is None else float(log_weight.abs().max())
     return float(states.detach().norm(dim=1).max() * longest) + weight < LARGEST_SCORE

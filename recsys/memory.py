@@ -5,6 +5,8 @@ import sys
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 LARGEST_BLOCK = 1 << 30
+OLD_LIMIT = 32 << 20
+"""The most that older versions of glibc accept."""
 MOST_KEPT = 2**31 - 1
 
 
@@ -18,6 +20,5 @@ def keep_freed_memory() -> None:
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
+    if mallopt is not None and (mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK) or mallopt(M_MMAP_THRESHOLD, OLD_LIMIT)):
         mallopt(M_TRIM_THRESHOLD, MOST_KEPT)

@@ -62,7 +62,8 @@ class NegativeSampler:
 
     An item drawn n times where m draws were expected weighs n / m, so that the weighted sum over the draws of any
     function of items has the sum over the catalogue for its mean (the logQ correction; Bengio & Senecal, 2008).
-    Without `log_q` it weighs n.
+    Without `log_q` it weighs n. For events of the batch the expectation is that of batches drawn at random; ours hold
+    histories of like length, so there the correction is approximate.
     """
 
     def __init__(self, sampling: Sampling, num_negatives: int, log_q: bool, num_items: int) -> None:
@@ -100,7 +101,10 @@ class NegativeSampler:
 
 
 def unseen_negatives(histories: Int[np.ndarray, "B L"], num_items: int, rng: np.random.Generator) -> Negatives:
-    """One uniform item for each position, redrawn while its row holds it (as published for SASRec)."""
+    """One uniform item for each position, redrawn while its row holds it.
+
+    Published SASRec rejects the user's whole training history; a row is a window of it.
+    """
     items = rng.integers(1, num_items + 1, histories.shape)
     for _ in range(REDRAWS):
         known = (items[:, :, None] == histories[:, None, :]).any(axis=2)
