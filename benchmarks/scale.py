@@ -95,9 +95,10 @@ def page(sampled: list[dict[str, float]], full: list[dict[str, float]]) -> str:
         "|---|---|---|---|",
         *(row(entry, "batch") for entry in full),
         "",
-        "*Start* already holds the weights and what drawing them took. What grows with the batch in the second table are "
-        "the activations of the blocks; all logits of 1,024 windows at once would take 2,000 MiB more, and their gradient "
-        "as much again. That no tensor of the loss grows with batch or catalogue is a test (tests/recsys/test_losses.py).",
+        "*Start* already holds the weights and what drawing them took. What grows with the batch in the second table "
+        "are the activations of the blocks; all logits of 1,024 windows at once would take 2,000 MiB more, and their "
+        "gradient as much again. That no tensor of the loss grows with batch or catalogue is a test "
+        "(tests/recsys/test_losses.py).",
         "",
         f"{platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}; commit "
         f"{(git_commit() or 'unknown')[:12]}; {datetime.now(UTC).date()}.",

@@ -360,6 +360,21 @@ def test_bfloat16_stays_close(kind: str) -> None:
         assert (mine - reference).norm() < 0.02 * reference.norm()
 
 
+def test_bfloat16_keeps_the_small_gradients_of_confident_predictions() -> None:
+    """Where the target is all but certain, its share and its vector must cancel in float32."""
+    exact = problem(300, 16, 50, seed=4)
+    with torch.no_grad():
+        exact.states.copy_(1.2 * exact.table[exact.target])
+    task = Problem(exact.states.detach().float().requires_grad_(), exact.table.detach().float(), exact.target)
+    truth = softmax_cross_entropy(exact.states, exact.table, exact.target)
+    assert truth.item() < 0.05
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = softmax_cross_entropy(task.states, task.table, task.target)
+    assert loss.item() == pytest.approx(truth.item(), rel=0.02)
+    (ours,), (theirs,) = torch.autograd.grad(loss, task.states), torch.autograd.grad(truth, exact.states)
+    assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
 def step(kind: str, count: int, items: int, width: int = 3, negatives: int = 40) -> Callable[[], None]:
     """Loss and gradients of `count` positions over a catalogue of `items`."""
     task = problem(count, width, items)
