@@ -100,7 +100,7 @@ def first_choices(model: Any, windows: Windows) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("make", "settings", "steps"),
-    [(sasrec, {"max_len": RULE_LENGTH - 1}, 250), (bert4rec, {"max_len": RULE_LENGTH, "last_item_share": 1.0}, 350)],
+    [(sasrec, {"max_len": RULE_LENGTH - 1}, 250), (bert4rec, {"max_len": RULE_LENGTH, "last_item_share": 1.0}, 500)],
     ids=["sasrec", "bert4rec"],
 )
 def test_a_rule_that_only_times_reveal_is_learned_with_times_alone(
@@ -114,7 +114,7 @@ def test_a_rule_that_only_times_reveal_is_learned_with_times_alone(
         torch.manual_seed(0)
         model = make(num_items=PRIME, embedding_dim=32, num_blocks=1, time_buckets=time_buckets, **settings)
         rng = np.random.default_rng(0)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         for step in range(steps):
             loss = model.loss(model.training_batch(told_by_times(64, seed=step), rng))
             optimizer.zero_grad()
