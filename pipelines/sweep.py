@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import torch
 import yaml
 from rich.table import Table
@@ -26,11 +25,10 @@ from rich.table import Table
 from pipelines.loading import run_scorer
 from pipelines.reporter import Reporter
 from pipelines.space import FIXED, Sections, Space, check_names, flat, read_space, resolved, with_settings
-from pipelines.train import WATCHED, WATCHED_CUTOFFS, Plan, TrainConfig, make_plan, train
+from pipelines.train import WATCHED, Plan, TrainConfig, make_plan, train, watched_cases, watched_metrics
 from pipelines.trials import STORAGE, Figures, Trial, Trials, open_trials
 from recsys import __version__
 from recsys.errors import ConfigError, DataError, RecsysError
-from recsys.evaluation import mean_metrics, rank_cases
 from recsys.prepared import Prepared
 from recsys.runs import EPOCHS, Run, open_run
 from recsys.steps import MANIFEST, Step, describe_input, git_commit, partial_folder, read_manifest, write_json
@@ -301,14 +299,8 @@ def figures_of(run: Run, prepared: Prepared) -> Figures:
 
 def counting_figure(run: Run, prepared: Prepared) -> float:
     """The watched metric on the validation cases that training would rank."""
-    cases = prepared.cases("validation").filter(pl.col("history_length") > 0)
-    if cases.is_empty():
-        raise DataError(f"sweep: {prepared.folder} has no validation case with a history; prepare another split.")
-    if len(cases) > TrainingConfig.validation_cases:
-        cases = cases.sample(TrainingConfig.validation_cases, seed=0)
-    scorer, num_rows = run_scorer(run, prepared), prepared.catalog.num_rows
-    ranked = rank_cases(scorer, prepared.store, cases, num_rows, prepared.seen, WATCHED_CUTOFFS)
-    return mean_metrics(ranked.cases, WATCHED_CUTOFFS)[WATCHED]
+    cases = watched_cases(prepared, TrainingConfig.validation_cases)
+    return watched_metrics(run_scorer(run, prepared), prepared, cases)[WATCHED]
 
 
 def write_results(search: Search, step: Step, trials: Sequence[Trial]) -> None:

@@ -19,7 +19,7 @@ from models.registry import ModelConfig, build_config, model_config, preset
 from pipelines.loading import stored_config
 from pipelines.reporter import Reporter
 from recsys.batches import TrainingWindows
-from recsys.contracts import CountingModel
+from recsys.contracts import CatalogScorer, CountingModel
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import mean_metrics, rank_cases
 from recsys.memory import keep_freed_memory
@@ -293,24 +293,34 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
 
 
 def validation(plan: Plan, trainer: Trainer) -> Callable[[], dict[str, float]]:
-    """A function that ranks the validation cases with a history and gives the metrics' means."""
-    cases = plan.prepared.cases("validation").filter(pl.col("history_length") > 0)
-    num_rows = plan.prepared.catalog.num_rows
-    if cases.is_empty():
-        raise DataError(f"train: {plan.prepared.folder} has no validation case with a history; prepare another split.")
-    if len(cases) > plan.training.validation_cases:
-        cases = cases.sample(plan.training.validation_cases, seed=0)
+    """A function that ranks the watched cases by the model as it is."""
+    cases = watched_cases(plan.prepared, plan.training.validation_cases)
 
     def validate() -> dict[str, float]:
         model = trainer.retriever.eval()
         with torch.no_grad(), trainer.accelerator.autocast():
-            scorer = RetrieverScorer(model, torch.zeros(num_rows))
-            ranked = rank_cases(
-                scorer, plan.prepared.store, cases, num_rows, plan.prepared.seen, WATCHED_CUTOFFS, trainer.device
-            )
-        return mean_metrics(ranked.cases, WATCHED_CUTOFFS)
+            scorer = RetrieverScorer(model, torch.zeros(plan.prepared.catalog.num_rows))
+            return watched_metrics(scorer, plan.prepared, cases, trainer.device)
 
     return validate
+
+
+def watched_cases(prepared: Prepared, most: int) -> pl.DataFrame:
+    """The validation cases with a history; of more than `most` a fixed sample."""
+    cases = prepared.cases("validation").filter(pl.col("history_length") > 0)
+    if cases.is_empty():
+        raise DataError(f"train: {prepared.folder} has no validation case with a history; prepare another split.")
+    return cases.sample(most, seed=0) if len(cases) > most else cases
+
+
+def watched_metrics(
+    scorer: CatalogScorer, prepared: Prepared, cases: pl.DataFrame, device: torch.device | None = None
+) -> dict[str, float]:
+    """Means of every metric at the watched cutoffs."""
+    ranked = rank_cases(
+        scorer, prepared.store, cases, prepared.catalog.num_rows, prepared.seen, WATCHED_CUTOFFS, device
+    )
+    return mean_metrics(ranked.cases, WATCHED_CUTOFFS)
 
 
 def open_tracker(folder: Path, plan: Plan) -> MLflowTracker:
