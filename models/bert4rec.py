@@ -35,7 +35,7 @@ NORM_EPS = 1e-12
 class BERT4RecConfig(TransformerConfig):
     """Architecture, cloze task and loss; `max_len` counts the [mask] that asks for the next item."""
 
-    norm: Literal["pre", "post"] = "post"
+    norm: Literal["pre", "post", "both"] = "post"
     mask_share: float = 0.2
     last_item_share: float = 0.1
     loss: LossConfig = field(default_factory=LossConfig)

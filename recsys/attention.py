@@ -29,19 +29,24 @@ def attention(
     key_mask: Bool[Tensor, "B 1 1 T"] | None = None,
     causal: bool = False,
     recency: float = 0.0,
+    sink: Float[Tensor, " H"] | None = None,
 ) -> Float[Tensor, "B H L Dh"]:
-    """Each query's mix of values; `key_mask` is true where a key may be looked at, `recency` see `distance_penalty`."""
+    """Each query's mix of values.
+
+    `key_mask` is true where a key may be looked at, `recency` see `distance_penalty`, `sink` is the logit of looking
+    at nothing: softmax over T + 1 places, the last of which has the value zero.
+    """
     penalty = distance_penalty(query, keys, recency) if recency else None
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
         mask = None if key_mask is None else torch.where(key_mask, 0.0, -torch.inf).to(query.dtype)
-        mixed: Tensor = _ChunkedAttention.apply(query, keys, values, penalty, mask, causal)  # type: ignore[no-untyped-call]
+        mixed: Tensor = _ChunkedAttention.apply(query, keys, values, penalty, mask, sink, causal)  # type: ignore[no-untyped-call]
         return mixed
-    if penalty is None and (key_mask is None or not causal):
+    if penalty is None and sink is None and (key_mask is None or not causal):
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=key_mask, is_causal=causal)
-    bias = query.new_zeros(()) if penalty is None else penalty
+    bias = query.new_zeros(1, query.shape[1], query.shape[2], keys.shape[2]) if penalty is None else penalty
     bias = bias if key_mask is None else torch.where(key_mask, bias, -torch.inf)
     bias = torch.where(offsets(query, keys) < 0, -torch.inf, bias) if causal else bias
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
+    return _attention_with_bias(query, keys, values, bias, sink)
 
 
 def attention_of_last(
@@ -50,11 +55,27 @@ def attention_of_last(
     values: Float[Tensor, "B H T Dh"],
     lengths: Int[Tensor, " B"],
     recency: float = 0.0,
+    sink: Float[Tensor, " H"] | None = None,
 ) -> Float[Tensor, "B H 1 Dh"]:
     """The mix of each row's last event alone, over the row's `lengths` first keys."""
     behind = (lengths[:, None] - 1 - torch.arange(keys.shape[2], device=keys.device))[:, None, None]
     bias = -slopes(query, recency)[None, :, None, None] * behind.to(query.dtype)
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias.masked_fill(behind < 0, -torch.inf))
+    return _attention_with_bias(query, keys, values, bias.masked_fill(behind < 0, -torch.inf), sink)
+
+
+def _attention_with_bias(
+    query: Float[Tensor, "B H L Dh"],
+    keys: Float[Tensor, "B H T Dh"],
+    values: Float[Tensor, "B H T Dh"],
+    bias: Float[Tensor, "b H L T"],
+    sink: Float[Tensor, " H"] | None,
+) -> Float[Tensor, "B H L Dh"]:
+    """torch's kernel; the sink is one key more, of zeros."""
+    if sink is not None:
+        keys, values = F.pad(keys, (0, 0, 0, 1)), F.pad(values, (0, 0, 0, 1))
+        nothing = sink.to(bias.dtype)[None, :, None, None].expand(*bias.shape[:3], 1)
+        bias = torch.cat([bias, nothing], dim=3)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
 
 
 def distance_penalty(
@@ -127,26 +148,30 @@ class _ChunkedAttention(torch.autograd.Function):
         values: Float[Tensor, "B H T Dh"],
         penalty: Float[Tensor, "1 H L T"] | None,
         mask: Float[Tensor, "B 1 1 T"] | None,
+        sink: Float[Tensor, " H"] | None,
         causal: bool,
     ) -> Float[Tensor, "B H L Dh"]:
         scores = _Scores(query, keys, penalty, mask, causal)
         mixed = torch.empty(query.shape, dtype=query.dtype)
         log_sum = torch.empty((*query.shape[:3], 1), dtype=torch.promote_types(query.dtype, torch.float32))
+        nothing = None if sink is None else (sink.to(log_sum.dtype) * LOG2_E)[None, :, None, None]
         for rows, queries, seen in scores.chunks():
             chunk = scores.of(rows, queries, seen)
             top = chunk.amax(dim=3, keepdim=True)
+            top = top if nothing is None else top.maximum(nothing)
             mass = chunk.sub_(top).exp2_()
             whole = mass.sum(dim=3, keepdim=True)
+            whole = whole if nothing is None else whole + (nothing - top).exp2()
             mixed[rows, :, queries] = (mass.to(values.dtype) @ values[rows, :, seen]) / whole
             log_sum[rows, :, queries] = top + whole.log2()
-        ctx.save_for_backward(query, keys, values, penalty, mask, mixed, log_sum)
+        ctx.save_for_backward(query, keys, values, penalty, mask, sink, mixed, log_sum)
         ctx.causal = causal
         return mixed
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Float[Tensor, "B H L Dh"]) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        query, keys, values, penalty, mask, mixed, log_sum = ctx.saved_tensors
+    def backward(ctx: Any, grad: Float[Tensor, "B H L Dh"]) -> tuple[Tensor | None, ...]:
+        query, keys, values, penalty, mask, sink, mixed, log_sum = ctx.saved_tensors
         scores = _Scores(query, keys, penalty, mask, ctx.causal)
         scale = 1 / math.sqrt(query.shape[3])
         drift = (grad.to(log_sum.dtype) * mixed).sum(dim=3, keepdim=True)
@@ -160,4 +185,8 @@ class _ChunkedAttention(torch.autograd.Function):
             slope = slope.sub_(drift[rows, :, queries]).mul_(share).to(query.dtype)
             grad_query[rows, :, queries] = (slope @ keys[rows, :, seen]).mul_(scale)
             grad_keys[rows, :, seen] += (slope.transpose(2, 3) @ query[rows, :, queries]).mul_(scale)
-        return grad_query, grad_keys, grad_values, None, None, None
+        grad_sink = None
+        if sink is not None:
+            share = (sink.to(log_sum.dtype)[None, :, None, None] * LOG2_E - log_sum).exp2_()
+            grad_sink = -(share * drift).sum(dim=(0, 2, 3)).to(sink.dtype)
+        return grad_query, grad_keys, grad_values, None, None, grad_sink, None

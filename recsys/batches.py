@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from recsys.catalog import PADDING
 from recsys.negatives import Negatives
 from recsys.sequences import IntArray, SequenceStore, Windows
 
@@ -77,6 +78,25 @@ class TrainBatch:
                 negatives=None if self.negatives is None else self.negatives.rows(rows),
             )
         return replace(self.share(0, len(self.lengths)), target=torch.zeros_like(self.target[:1]))
+
+
+def thinned(windows: Windows, share: float, rng: np.random.Generator) -> Windows:
+    """Windows without a `share` of their events, drawn at random; one that would keep fewer than two keeps all.
+
+    What is left stays in order, so events also learn what comes some steps later (Tan et al., DLRS 2016).
+    """
+    places = np.arange(windows.items.shape[1])
+    valid = places < windows.lengths[:, None]
+    kept = valid & (rng.random(windows.items.shape) >= share)
+    kept |= valid & (kept.sum(axis=1) < 2)[:, None]
+    lengths = kept.sum(axis=1).astype(np.int32)
+    order = np.argsort(~kept, axis=1, kind="stable")[:, : int(lengths.max())]
+    inside = places[: order.shape[1]] < lengths[:, None]
+    return Windows(
+        items=np.where(inside, np.take_along_axis(windows.items, order, axis=1), PADDING),
+        timestamps=np.where(inside, np.take_along_axis(windows.timestamps, order, axis=1), 0),
+        lengths=lengths,
+    )
 
 
 def next_item_batch(windows: Windows, negatives: Negatives | None = None) -> TrainBatch:

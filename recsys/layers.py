@@ -2,6 +2,7 @@
 
     norm="post"  x = LN(x + f(x))                     as published (Vaswani et al., 2017; BERT)
     norm="pre"   x = x + f(LN(x)), LN after the last  trains deeper and at higher rates
+    norm="both"  x = LN(x) + f(LN(x)), the same LN    as SASRec was released: items keep their share of the sum
     gated        x = x + sigmoid(W x) * f(LN(x))      LiGR (Borisyuk et al., 2025), with either norm
     swiglu       f(x) = W2 (silu(W1 x) * W3 x)        Shazeer, 2020
 
@@ -31,6 +32,8 @@ SMALLEST = {
     "time_buckets": 0,
 }
 MICROSECONDS = 1_000_000
+SINK_START = 2.0
+"""First logit of attending to nothing: as much as seven events that a head is indifferent to."""
 ROTARY_BASE = 100.0
 """Slowest turn in events: histories are shorter than texts (10,000)."""
 
@@ -40,8 +43,9 @@ class TransformerConfig:
     """Architecture; `num_items` comes from the catalogue.
 
     `positions` are learned vectors, rotations of queries and keys, or none. `recency` above 0 adds a penalty on
-    attention by distance (its steepest slope). `time_buckets` above 0 adds to each event the logarithm of the time
-    since the one before it, in so many buckets.
+    attention by distance (its steepest slope). With `sink` each head may look at nothing, by a learned logit: short
+    histories then add little to their last event. `time_buckets` above 0 adds to each event the logarithm of the
+    time since the one before it, in so many buckets.
     """
 
     num_items: int
@@ -51,11 +55,12 @@ class TransformerConfig:
     num_heads: int = 2
     ffn_dim: int = 256
     dropout: float = 0.2
-    norm: Literal["pre", "post"] = "pre"
+    norm: Literal["pre", "post", "both"] = "pre"
     gated: bool = False
     activation: Literal["relu", "gelu", "swiglu"] = "gelu"
     positions: Literal["learned", "rotary", "none"] = "learned"
     recency: float = 0.0
+    sink: bool = False
     time_buckets: int = 0
 
     def __post_init__(self) -> None:
@@ -126,6 +131,7 @@ class SelfAttention(nn.Module):
         self.rotary = config.positions == "rotary"
         self.qkv = nn.Linear(config.embedding_dim, 3 * config.embedding_dim)
         self.out = nn.Linear(config.embedding_dim, config.embedding_dim)
+        self.sink = nn.Parameter(torch.full((config.num_heads,), SINK_START)) if config.sink else None
 
     def project(self, x: Float[Tensor, "B L D"], first: int = 0) -> tuple[Float[Tensor, "B H L Dh"], KeyValues]:
         """Queries, and keys with values, of events at positions `first`, `first` + 1, ..."""
@@ -141,7 +147,7 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "B 1 D"]:
         """Mixes the values for each row's last event alone."""
         place = (lengths.long() - 1)[:, None, None, None].expand(-1, query.shape[1], 1, query.shape[3])
-        mixed = attention_of_last(query.gather(2, place), memory.keys, memory.values, lengths, self.recency)
+        mixed = attention_of_last(query.gather(2, place), memory.keys, memory.values, lengths, self.recency, self.sink)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def attend(
@@ -152,7 +158,7 @@ class SelfAttention(nn.Module):
         causal: bool = False,
     ) -> Float[Tensor, "B L D"]:
         """Mixes the values; `key_mask` is true where a key may be looked at."""
-        mixed = attention(query, memory.keys, memory.values, key_mask, causal, self.recency)
+        mixed = attention(query, memory.keys, memory.values, key_mask, causal, self.recency, self.sink)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -189,20 +195,24 @@ class Residual(nn.Module):
 
     def __init__(self, config: TransformerConfig, norm_eps: float) -> None:
         super().__init__()
-        self.norm_first = config.norm == "pre"
+        self.order = config.norm
         self.norm = nn.LayerNorm(config.embedding_dim, eps=norm_eps)
         self.gate = nn.Linear(config.embedding_dim, config.embedding_dim) if config.gated else None
         self.dropout = Dropout(config.dropout)
 
     def before(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """What the branch reads."""
-        return self.norm(x) if self.norm_first else x
+        return x if self.order == "post" else self.norm(x)
 
-    def after(self, x: Float[Tensor, "B L D"], branch: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        """`x` with the branch's result added."""
+    def after(
+        self, x: Float[Tensor, "B L D"], read: Float[Tensor, "B L D"], branch: Float[Tensor, "B L D"]
+    ) -> Float[Tensor, "B L D"]:
+        """The sum, of `x` or of what the branch `read` of it, with the branch's result."""
         added = self.dropout(branch)
-        x = x + (added if self.gate is None else torch.sigmoid(self.gate(x)) * added)
-        return x if self.norm_first else self.norm(x)
+        added = added if self.gate is None else torch.sigmoid(self.gate(x)) * added
+        if self.order == "post":
+            return self.norm(x + added)
+        return (read if self.order == "both" else x) + added
 
 
 class Block(nn.Module):
@@ -226,24 +236,29 @@ class Block(nn.Module):
         read = self.attention_residual.before(x)
         query, memory = self.attention.project(read, first=0 if past is None else past.length)
         memory = memory if past is None else past.extended(memory)
-        x = self.attention_residual.after(x, self.attention.attend(query, memory, key_mask, causal))
-        return self.ffn_residual.after(x, self.ffn(self.ffn_residual.before(x))), memory
+        x = self.attention_residual.after(x, read, self.attention.attend(query, memory, key_mask, causal))
+        return self._fed_forward(x), memory
+
+    def _fed_forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        read = self.ffn_residual.before(x)
+        return self.ffn_residual.after(x, read, self.ffn(read))
 
     def last(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B 1 D"]:
         """The state of each row's last event; for the others nothing after keys and values is computed."""
         read = self.attention_residual.before(x)
         mixed = self.attention.attend_last(*self.attention.project(read), lengths)
-        final = self.attention_residual.after(last_valid(x, lengths), mixed)
-        return self.ffn_residual.after(final, self.ffn(self.ffn_residual.before(final)))
+        return self._fed_forward(
+            self.attention_residual.after(last_valid(x, lengths), last_valid(read, lengths), mixed)
+        )
 
 
 class BlockStack(nn.Module):
-    """Blocks one after the other, and with pre-LN the norm after the last."""
+    """Blocks one after the other, and the norm after the last where blocks begin with theirs."""
 
     def __init__(self, config: TransformerConfig, norm_eps: float) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(config, norm_eps) for _ in range(config.num_blocks))
-        self.norm = nn.LayerNorm(config.embedding_dim, eps=norm_eps) if config.norm == "pre" else nn.Identity()
+        self.norm = nn.LayerNorm(config.embedding_dim, eps=norm_eps) if config.norm != "post" else nn.Identity()
 
     def __iter__(self) -> Iterator[Block]:
         return (cast("Block", block) for block in self.blocks)

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from recsys.batches import TrainBatch, TrainingWindows
+from recsys.batches import TrainBatch, TrainingWindows, thinned
 from recsys.checkpoints import Checkpoint, Progress, copy_weights, latest_checkpoint, on_device, save_checkpoint
 from recsys.contracts import TrainableRetriever
 from recsys.errors import ConfigError, DataError
@@ -34,6 +34,7 @@ class TrainingConfig:
     """How a model is trained.
 
     `batch_size` counts windows of all processes together; of more than `validation_cases` a fixed sample is ranked.
+    `event_dropout` is the share of a window's events that are left out, others every time the window comes.
     With `averaging` above 0 the weights that are validated and kept are an exponential average over steps, of this
     decay (Polyak & Juditsky, 1992): what single steps of sparse data add as noise cancels out.
     """
@@ -48,6 +49,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     clip_norm: float = 5.0
     averaging: float = 0.0
+    event_dropout: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
     checkpoint_seconds: float = 60.0
@@ -65,8 +67,9 @@ class TrainingConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"training: {name}={getattr(self, name)} must be above 0.")
-        if not 0 <= self.averaging < 1:
-            raise ConfigError(f"training: averaging={self.averaging} must lie in [0, 1).")
+        for name in ("averaging", "event_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"training: {name}={getattr(self, name)} must lie in [0, 1).")
         if self.accumulation > self.batch_size:
             raise ConfigError(
                 f"training: accumulation={self.accumulation} cannot divide a batch of batch_size={self.batch_size}."
@@ -207,7 +210,10 @@ class Trainer:
         """One optimiser step on one global batch."""
         rng = np.random.default_rng([self.seed, self.progress.epoch, number + 1])  # 0 ends as the epoch's own seed
         torch.manual_seed(int(rng.integers(2**62)) + self.accelerator.process_index)
-        batch = self.retriever.training_batch(self.windows.load(self.store, chosen), rng)
+        windows = self.windows.load(self.store, chosen)
+        if self.config.event_dropout:
+            windows = thinned(windows, self.config.event_dropout, rng)
+        batch = self.retriever.training_batch(windows, rng)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.progress.step, self.config.epochs * self.batches_per_epoch)
         loss = self._backward(batch)

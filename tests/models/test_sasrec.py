@@ -48,6 +48,13 @@ class TestSASRecWithRecency(LearningContract, CausalRetrieverContract):
         assert not [name for name, _ in self.make().named_parameters() if "position" in name]
 
 
+class TestSASRecWithSink(LearningContract, CausalRetrieverContract):
+    """As preset for sparse data: one norm for branch and sum, and heads that may look at nothing."""
+
+    def make(self, **settings: Any) -> SASRec:
+        return make(**{"norm": "both", "positions": "none", "recency": 0.25, "sink": True} | settings)
+
+
 class TestSASRecLiGR(CausalRetrieverContract):
     """Gates, SwiGLU and rotations."""
 

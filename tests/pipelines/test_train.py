@@ -133,6 +133,7 @@ def test_a_run_says_what_it_is(prepared: Prepared, tmp_path: Path) -> None:
         "activation": "relu",
         "positions": "learned",
         "recency": 0.0,
+        "sink": False,
         "time_buckets": 0,
         "loss": {
             "kind": "softmax",

@@ -15,8 +15,10 @@ from recsys.attention import attention, attention_of_last, distance_penalty
 
 BATCH, HEADS, WIDTH = 3, 2, 5
 KINDS = [
-    pytest.param(*kind, id=" ".join(name for name, on in zip(("causal", "mask", "recency"), kind, strict=True) if on))
-    for kind in itertools.product([False, True], repeat=3)
+    pytest.param(
+        *kind, id=" ".join(name for name, on in zip(("causal", "mask", "recency", "sink"), kind, strict=True) if on)
+    )
+    for kind in itertools.product([False, True], repeat=4)
 ]
 
 
@@ -34,8 +36,16 @@ def key_mask(total: int) -> Tensor:
     return (torch.arange(total) < torch.tensor([total, 1, total // 2 + 1])[:, None])[:, None, None]
 
 
-def by_hand(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, recency: float) -> Tensor:
-    """softmax(q . k / sqrt(Dh) - recency^(1 + head) * distance) over the keys that may be seen."""
+def by_hand(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    recency: float,
+    sink: Tensor | None = None,
+) -> Tensor:
+    """softmax(q . k / sqrt(Dh) - recency^(1 + head) * distance) over the keys that may be seen and the sink."""
     length, total = query.shape[2], keys.shape[2]
     rows = []
     for head in range(HEADS):
@@ -45,48 +55,63 @@ def by_hand(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, ca
         seen = torch.ones(BATCH, length, total, dtype=torch.bool) if mask is None else mask[:, 0].expand(-1, length, -1)
         seen = seen & (behind >= 0) if causal else seen
         mass = torch.where(seen, logits.exp(), 0.0)
-        rows.append(mass / mass.sum(2, keepdim=True) @ values[:, head])
+        nothing = 0.0 if sink is None else sink[head].exp()
+        rows.append(mass / (mass.sum(2, keepdim=True) + nothing) @ values[:, head])
     return torch.stack(rows, dim=1)
 
 
-def chunked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, recency: float) -> Tensor:
+def sinks(wanted: bool) -> Tensor | None:
+    """One logit a head that asks for gradients: larger than most scores, and smaller than most."""
+    return torch.tensor([2.0, -1.5], dtype=torch.float64, requires_grad=True) if wanted else None
+
+
+def chunked(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    recency: float,
+    sink: Tensor | None = None,
+) -> Tensor:
     """What the public function does in bfloat16, in any precision."""
     penalty = distance_penalty(query, keys, recency) if recency else None
     added = None if mask is None else torch.where(mask, 0.0, -torch.inf).to(query.dtype)
-    mixed: Tensor = module._ChunkedAttention.apply(query, keys, values, penalty, added, causal)
+    mixed: Tensor = module._ChunkedAttention.apply(query, keys, values, penalty, added, sink, causal)
     return mixed
 
 
-def gradients(mixed: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def gradients(mixed: Tensor, tensors: tuple[Tensor, ...], sink: Tensor | None = None) -> tuple[Tensor, ...]:
     """Of a sum that weighs every number otherwise."""
+    tensors = tensors if sink is None else (*tensors, sink)
     weights = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     return torch.autograd.grad((mixed * weights.to(mixed.dtype)).sum(), tensors)
 
 
-@pytest.mark.parametrize(("causal", "masked", "close"), KINDS)
+@pytest.mark.parametrize(("causal", "masked", "close", "drain"), KINDS)
 @pytest.mark.parametrize("length", [1, 4, 11])
 def test_chunked_attention_is_its_formula(
-    length: int, causal: bool, masked: bool, close: bool, monkeypatch: pytest.MonkeyPatch
+    length: int, causal: bool, masked: bool, close: bool, drain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over several blocks of queries and of rows, the last of each smaller."""
     monkeypatch.setattr(module, "QUERY_BLOCK", 4)
     monkeypatch.setattr(module, "CHUNK_SCORES", 2 * HEADS * 4 * 11)
-    tensors = inputs(length)
+    tensors, sink = inputs(length), sinks(drain)
     mask = key_mask(length) if masked else None
     recency = 0.3 if close else 0.0
-    ours, plain = chunked(*tensors, mask, causal, recency), by_hand(*tensors, mask, causal, recency)
+    ours, plain = chunked(*tensors, mask, causal, recency, sink), by_hand(*tensors, mask, causal, recency, sink)
     assert_close(ours, plain, rtol=1e-9, atol=1e-9)
-    assert_close(gradients(ours, tensors), gradients(plain, tensors), rtol=1e-9, atol=1e-9)
+    assert_close(gradients(ours, tensors, sink), gradients(plain, tensors, sink), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("causal", "masked", "close"), KINDS)
-def test_the_public_function_is_the_formula(causal: bool, masked: bool, close: bool) -> None:
-    tensors = inputs(6)
+@pytest.mark.parametrize(("causal", "masked", "close", "drain"), KINDS)
+def test_the_public_function_is_the_formula(causal: bool, masked: bool, close: bool, drain: bool) -> None:
+    tensors, sink = inputs(6), sinks(drain)
     mask = key_mask(6) if masked else None
     recency = 0.3 if close else 0.0
-    ours, plain = attention(*tensors, mask, causal, recency), by_hand(*tensors, mask, causal, recency)
+    ours, plain = attention(*tensors, mask, causal, recency, sink), by_hand(*tensors, mask, causal, recency, sink)
     assert_close(ours, plain, rtol=1e-9, atol=1e-9)
-    assert_close(gradients(ours, tensors), gradients(plain, tensors), rtol=1e-9, atol=1e-9)
+    assert_close(gradients(ours, tensors, sink), gradients(plain, tensors, sink), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("recency", [0.0, 0.3])
@@ -101,20 +126,22 @@ def test_queries_stand_at_the_newest_keys(causal: bool, recency: float, monkeypa
     assert_close(gradients(ours, tensors), gradients(plain, tensors), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("drain", [False, True])
 @pytest.mark.parametrize("recency", [0.0, 0.3])
-def test_attention_of_the_last_event_is_the_last_row_of_all(recency: float) -> None:
+def test_attention_of_the_last_event_is_the_last_row_of_all(recency: float, drain: bool) -> None:
     query, keys, values = inputs(8)
+    sink = sinks(drain)
     lengths = torch.tensor([8, 1, 5], dtype=torch.int32)
     for row, length in enumerate(lengths.tolist()):
         part = [tensor[row : row + 1, :, :length].expand(BATCH, -1, -1, -1) for tensor in (query, keys, values)]
-        expected = by_hand(*part, None, True, recency)[:1, :, -1:]
+        expected = by_hand(*part, None, True, recency, sink)[:1, :, -1:]
         last = query.gather(2, (lengths.long() - 1)[:, None, None, None].expand(-1, HEADS, 1, WIDTH))
-        assert_close(attention_of_last(last, keys, values, lengths, recency)[row : row + 1], expected)
+        assert_close(attention_of_last(last, keys, values, lengths, recency, sink)[row : row + 1], expected)
 
 
-@pytest.mark.parametrize(("causal", "masked", "close"), KINDS)
+@pytest.mark.parametrize(("causal", "masked", "close", "drain"), KINDS)
 def test_bfloat16_training_is_close_to_float32(
-    causal: bool, masked: bool, close: bool, monkeypatch: pytest.MonkeyPatch
+    causal: bool, masked: bool, close: bool, drain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """bfloat16 keeps eight binary digits: 1 % of the norm for the mix, 2 % for gradients."""
     monkeypatch.setattr(module, "QUERY_BLOCK", 16)
@@ -124,13 +151,16 @@ def test_bfloat16_training_is_close_to_float32(
     low = inputs(50, dtype=torch.bfloat16)
     exact = tuple(tensor.detach().double().requires_grad_() for tensor in low)
     mask = key_mask(50) if masked else None
-    recency = 0.3 if close else 0.0
-    ours, plain = attention(*low, mask, causal, recency), by_hand(*exact, mask, causal, recency)
+    recency, sink = 0.3 if close else 0.0, sinks(drain)
+    low_sink = None if sink is None else sink.detach().float().requires_grad_()
+    ours = attention(*low, mask, causal, recency, low_sink)
+    plain = by_hand(*exact, mask, causal, recency, sink)
     assert taken, "torch's kernel would be another test"
     assert ours.dtype == torch.bfloat16
     assert (ours - plain).norm() < 0.01 * plain.norm()
-    for mine, reference in zip(gradients(ours, low), gradients(plain, exact), strict=True):
-        assert mine.dtype == torch.bfloat16
+    found, expected = gradients(ours, low, low_sink), gradients(plain, exact, sink)
+    assert [mine.dtype for mine in found[:3]] == [torch.bfloat16] * 3
+    for mine, reference in zip(found, expected, strict=True):
         assert (mine - reference).norm() < 0.02 * reference.norm()
 
 

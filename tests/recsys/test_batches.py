@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import histories_of, irregular_times, store_of, windows_of
 
 from recsys import batches
-from recsys.batches import TrainBatch, TrainingWindows, WindowShape, next_item_batch
+from recsys.batches import TrainBatch, TrainingWindows, WindowShape, next_item_batch, thinned
 from recsys.negatives import Negatives
 
 STOPS = st.lists(st.integers(0, 40), min_size=1, max_size=8)
@@ -96,6 +96,30 @@ def test_load_gives_the_events_of_the_chosen_windows() -> None:
     assert loaded.items.tolist() == [[8, 9, 10, 0], [3, 4, 5, 6]]
     assert loaded.timestamps.tolist() == [[7, 8, 9, 0], [2, 3, 4, 5]]
     assert loaded.lengths.tolist() == [3, 4]
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.floats(0, 0.99), st.integers(0, 2**32))
+def test_a_thinned_window_is_a_part_of_it_in_order(lengths: list[int], share: float, seed: int) -> None:
+    rows = [list(range(100 * row + 1, 100 * row + length + 1)) for row, length in enumerate(lengths)]
+    whole = windows_of(rows)
+    left = thinned(whole, share, np.random.default_rng(seed))
+    assert left.items.shape == left.timestamps.shape == (len(rows), left.lengths.max())
+    for row, given_items in enumerate(rows):
+        size = left.lengths[row]
+        kept = left.items[row, :size].tolist()
+        assert kept == sorted(set(kept) & set(given_items))
+        assert size == len(given_items) or size >= 2
+        times = dict(zip(given_items, whole.timestamps[row].tolist(), strict=False))
+        assert left.timestamps[row, :size].tolist() == [times[item] for item in kept]
+        assert not left.items[row, size:].any()
+        assert not left.timestamps[row, size:].any()
+
+
+def test_thinning_leaves_the_wanted_share_out() -> None:
+    windows = windows_of([list(range(1, 101))] * 50)
+    left = thinned(windows, 0.3, np.random.default_rng(0))
+    assert abs(left.lengths.sum() / 5000 - 0.7) < 0.02  # three standard deviations
+    assert len({tuple(row) for row in left.items.tolist()}) == 50
 
 
 def test_every_event_predicts_the_next_by_hand() -> None:

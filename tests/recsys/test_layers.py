@@ -29,11 +29,14 @@ BATCH, LENGTH, WIDTH = 3, 5, 12
 LAYOUTS: dict[str, dict[str, Any]] = {
     "pre": {"norm": "pre", "activation": "relu"},
     "post": {"norm": "post", "activation": "gelu"},
+    "both": {"norm": "both", "activation": "relu"},
+    "gated both": {"norm": "both", "gated": True, "activation": "swiglu"},
     "gated pre": {"norm": "pre", "gated": True, "activation": "gelu"},
     "gated post": {"norm": "post", "gated": True, "activation": "relu"},
     "swiglu": {"activation": "swiglu"},
     "rotary": {"positions": "rotary"},
     "recency": {"positions": "none", "recency": 0.25},
+    "sink": {"positions": "none", "recency": 0.25, "sink": True},
     "LiGR, rotary, recency": {"gated": True, "activation": "swiglu", "positions": "rotary", "recency": 0.7},
 }
 
@@ -73,7 +76,10 @@ def turned_by_hand(x: Tensor) -> Tensor:
 
 
 def attention_by_hand(module: SelfAttention, x: Tensor, allowed: Tensor) -> Tensor:
-    """softmax(QK^T / sqrt(Dh) - slope * distance) V, head by head and row by row; `allowed` [B, L, L]."""
+    """softmax(QK^T / sqrt(Dh) - slope * distance) V, head by head and row by row; a sink counts in the sum alone.
+
+    `allowed` is [B, L, L].
+    """
     query, key, value = (x @ module.qkv.weight.T + module.qkv.bias).split(WIDTH, dim=-1)
     size = WIDTH // 2
     mixed = torch.zeros_like(x)
@@ -87,7 +93,9 @@ def attention_by_hand(module: SelfAttention, x: Tensor, allowed: Tensor) -> Tens
             for place in range(LENGTH):
                 seen = allowed[row, place].nonzero().flatten()
                 logits = others[row, seen] @ own[row, place] / math.sqrt(size) - slope * (place - seen).abs().double()
-                mixed[row, place, part] = logits.softmax(0) @ value[row, seen][:, part]
+                nothing = 0 if module.sink is None else module.sink[head].exp()
+                share = logits.exp() / (logits.exp().sum() + nothing)
+                mixed[row, place, part] = share @ value[row, seen][:, part]
     return mixed @ module.out.weight.T + module.out.bias
 
 
@@ -111,16 +119,16 @@ def norm_by_hand(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def block_by_hand(block: Block, settings: TransformerConfig, x: Tensor, allowed: Tensor) -> Tensor:
-    """x + g * f(LN x), or LN(x + g * f(x)), with g = sigmoid(W x) where gated."""
+    """x + g * f(LN x), LN x + g * f(LN x), or LN(x + g * f(x)), with g = sigmoid(W x) where gated."""
     for residual, branch in (
         (block.attention_residual, lambda y: attention_by_hand(block.attention, y, allowed)),
         (block.ffn_residual, lambda y: feed_forward_by_hand(block.ffn, y, settings.activation)),
     ):
-        read = norm_by_hand(residual.norm, x) if settings.norm == "pre" else x
+        read = x if settings.norm == "post" else norm_by_hand(residual.norm, x)
         added = branch(read)
         if settings.gated:
             added = added / (1 + torch.exp(-(x @ residual.gate.weight.T + residual.gate.bias)))
-        x = x + added
+        x = (read if settings.norm == "both" else x) + added
         if settings.norm == "post":
             x = norm_by_hand(residual.norm, x)
     return x
@@ -144,14 +152,14 @@ def test_a_block_is_its_formula_with_a_key_mask(layout: str) -> None:
     assert_close(block(x, key_mask=keys[:, None, None, :])[0], expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["pre", "post", "both"])
 def test_a_stack_is_its_blocks_and_with_pre_norm_one_norm_more(norm: str) -> None:
     settings = config(norm=norm, num_blocks=3)
     stack, x = scrambled(BlockStack(settings, NORM_EPS)), events()
     expected = x
     for block in stack:
         expected = block_by_hand(block, settings, expected, looking_back())
-    expected = norm_by_hand(stack.norm, expected) if norm == "pre" else expected
+    expected = norm_by_hand(stack.norm, expected) if norm != "post" else expected
     assert_close(stack(x, causal=True), expected, rtol=1e-9, atol=1e-9)
 
 

@@ -232,7 +232,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     validation = [0.3, 0.5, 0.4]
 
     def train(model: nn.Module, folder: Path, break_after: int | None) -> Trainer:
-        trainer = trainer_of(model, folder, checkpoint_seconds=0.0, averaging=0.5)
+        trainer = trainer_of(model, folder, checkpoint_seconds=0.0, averaging=0.5, event_dropout=0.3)
         trainer.resume()
 
         def on_batch() -> None:
