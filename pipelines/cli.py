@@ -225,8 +225,9 @@ def sweep(
     Examples: `recsys sweep data/shop-prepared --model sasrec --trials 40 --out sweeps/sasrec`,
     `recsys sweep data/shop-prepared --model sasrec --space mine.yaml --seconds 36000 --out sweeps/mine`
     """
-    from pipelines.sweep import SweepConfig, best_table
+    from pipelines.search import SweepConfig
     from pipelines.sweep import sweep as run
+    from pipelines.sweep_results import best_table
 
     result = run(
         SweepConfig(

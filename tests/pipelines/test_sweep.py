@@ -23,8 +23,10 @@ from tiny import tiny_prepared
 
 from models.registry import preset
 from pipelines.reporter import Reporter
+from pipelines.search import SweepConfig
 from pipelines.space import Choices, Range, Space, read_space, resolved
-from pipelines.sweep import Sweep, SweepConfig, best_table, locked, sweep
+from pipelines.sweep import locked, sweep
+from pipelines.sweep_results import Sweep, best_table
 from pipelines.train import TrainConfig, train
 from pipelines.trials import Figures, Trial, open_trials
 from recsys import checkpoints
@@ -231,7 +233,7 @@ def test_a_killed_sweep_goes_on_inside_the_trial(
         ("pipelines.sweep.train", SystemExit),
         ("recsys.steps._replace_folder", KeyboardInterrupt),
         ("pipelines.sweep.figures_of", SystemExit),
-        ("pipelines.sweep.header", KeyboardInterrupt),
+        ("pipelines.sweep_results.header", KeyboardInterrupt),
     ],
 )
 def test_a_sweep_interrupted_anywhere_loses_and_repeats_nothing(
