@@ -5,7 +5,7 @@ Deviates on purpose:
   - masks are drawn anew for every batch, not once before training;
   - the share of batch rows that mask only the last item is a setting (official data: 1 window in 11);
   - the padding and mask rows are no classes of the softmax, and no token-type table is kept (it is one constant);
-  - optionally, distances in place of learned positions (`recency`: ALiBi, Press et al., ICLR 2022, steeper);
+  - optionally, the other layouts of `recsys/layers.py`;
   - no dropout on attention weights.
 As in the official code, and unlike the paper's formula: LayerNorm in the head, tied output table with a bias, exact
 number of masks, and every chosen position becomes [mask].
@@ -42,7 +42,7 @@ class BERT4RecConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        CatalogLoss(self.loss, self.num_items)  # refuses more negatives than there are items
+        self.loss.check(self.num_items)
         if self.max_len < 2:
             raise ConfigError(f"BERT4RecConfig: max_len={self.max_len} leaves no room for an event and the mask.")
         if not (0 < self.mask_share < 1 and 0 <= self.last_item_share <= 1):

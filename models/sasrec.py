@@ -4,9 +4,11 @@ Reference: kang205/SASRec (TensorFlow); pmixer/SASRec.pytorch for the pre-LN var
 Deviates on purpose:
   - full softmax over the catalogue in place of one sampled negative a position: the published binary loss costs
     21 to 61 % of NDCG@10 (Klenitskiy & Vasilev, RecSys 2023);
-  - pre-LN blocks in place of normalising the query alone, with an output projection: better in pmixer's runs;
+  - pre-LN blocks with an output projection: better in pmixer's runs. `norm="both"` is nearer to the release, whose
+    sum starts from the normalised state; there keys and values read the state as it is, here the normalised one;
   - right padding, positions from the window's first event: prefixes keep their states, so keys can be cached;
-  - optionally, distances in place of learned positions (`recency`: ALiBi, Press et al., ICLR 2022, steeper);
+  - optionally, distances or rotations in place of learned positions (`recency`: ALiBi, Press et al., ICLR 2022,
+    steeper), heads that may attend to nothing (`sink`), gates and SwiGLU (LiGR), intervals between events as input;
   - no dropout on attention weights, and no factor sqrt(D) on the input (items and positions start alike).
 Dimensions: B batch, L positions, D width, V item rows (row 0 is padding).
 """
@@ -36,7 +38,7 @@ class SASRecConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        CatalogLoss(self.loss, self.num_items)  # refuses more negatives than there are items
+        self.loss.check(self.num_items)
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,7 @@ class BlockStack(nn.Module):
         return self.norm(x)
 
     def last(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], causal: bool = False) -> Float[Tensor, "B D"]:
-        """The state of each row's last event; the last block computes no other."""
+        """The state of each row's last event; the last block computes no other. `causal` as in `forward`."""
         key_mask = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[:, None, None, :]
         blocks = list(self)
         for block in blocks[:-1]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recsys.errors import ConfigError
-from recsys.negatives import Negatives, NegativeSampler, Sampling, unseen_negatives
+from recsys.negatives import Negatives, NegativeSampler, Sampling, check_draws, unseen_negatives
 from recsys.sequences import IntArray
 
 CPU_LOGITS, DEVICE_LOGITS = 1 << 21, 1 << 26
@@ -49,6 +49,16 @@ class LossConfig:
         if not 0 <= self.calibration <= 1:
             raise ConfigError(f"LossConfig: calibration={self.calibration} must lie in [0, 1].")
 
+    @property
+    def sampled(self) -> bool:
+        """Whether one draw of negatives serves a batch."""
+        return self.kind in {"sampled-softmax", "gbce"}
+
+    def check(self, num_items: int) -> None:
+        """Refuses what a catalogue of so many items cannot give."""
+        if self.sampled:
+            check_draws(self.sampling, self.negatives, num_items)
+
 
 @runtime_checkable
 class ItemVectors(Protocol):
@@ -64,8 +74,8 @@ class CatalogLoss:
 
     def __init__(self, config: LossConfig, num_items: int) -> None:
         self.config, self.num_items = config, num_items
-        sampled = config.kind in {"sampled-softmax", "gbce"}
-        self.sampler = NegativeSampler(config.sampling, config.negatives, config.log_q, num_items) if sampled else None
+        draws = (config.sampling, config.negatives, config.log_q, num_items)
+        self.sampler = NegativeSampler(*draws) if config.sampled else None
 
     def learn_popularity(self, counts: IntArray) -> None:
         """Training events of each item row, [V]; negatives by popularity need them."""

@@ -52,6 +52,17 @@ class Negatives:
         return self if self.shared else Negatives(self.items[positions], self.log_weight[positions])
 
 
+def uniform_draws(sampling: Sampling, num_negatives: int) -> int:
+    """How many of the negatives are drawn uniformly, and so without repetition."""
+    return {"uniform": num_negatives, "mixed": num_negatives // 2}.get(sampling, 0)
+
+
+def check_draws(sampling: Sampling, num_negatives: int, num_items: int) -> None:
+    """Refuses more distinct items than there are."""
+    if (uniform := uniform_draws(sampling, num_negatives)) > num_items:
+        raise ConfigError(f"loss: {uniform} distinct negatives cannot be drawn from {num_items} items.")
+
+
 class NegativeSampler:
     """Draws `num_negatives` item rows for a batch.
 
@@ -67,9 +78,8 @@ class NegativeSampler:
     """
 
     def __init__(self, sampling: Sampling, num_negatives: int, log_q: bool, num_items: int) -> None:
-        self.uniform = {"uniform": num_negatives, "mixed": num_negatives // 2}.get(sampling, 0)
-        if self.uniform > num_items:
-            raise ConfigError(f"loss: {self.uniform} distinct negatives cannot be drawn from {num_items} items.")
+        check_draws(sampling, num_negatives, num_items)
+        self.uniform = uniform_draws(sampling, num_negatives)
         self.sampling, self.num_negatives, self.log_q, self.num_items = sampling, num_negatives, log_q, num_items
         self.share: np.ndarray | None = None
 

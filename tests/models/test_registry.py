@@ -108,7 +108,7 @@ def test_an_unknown_preset_is_refused() -> None:
         ({"embedding_dim": [64]}, r"model sasrec: embedding_dim=\[64\] is not usable"),
         ({"num_blocks": True}, "model sasrec: num_blocks=True is not usable: a number is needed"),
         ({"num_heads": 5}, "embedding_dim=64 cannot be split over num_heads=5"),
-        ({"norm": "both"}, "model sasrec: norm='both' is not usable: .*'pre' or 'post'"),
+        ({"norm": "after"}, "model sasrec: norm='after' is not usable: .*'pre', 'post' or 'both'"),
         ({"positions": "sine"}, "model sasrec: positions='sine' is not usable: .*'learned', 'rotary' or 'none'"),
         ({"time_buckets": "log"}, "model sasrec: time_buckets='log' is not usable: .*valid integer"),
         ({"loss": "gbce"}, "model sasrec: loss='gbce' is not usable"),
