@@ -359,6 +359,7 @@ def test_a_killed_training_does_not_go_on_with_other_settings(
         pytest.param(
             ("model.loss.kind=sampled-softmax", "model.loss.sampling=mixed", "model.loss.negatives=12"), id="sampled"
         ),
+        pytest.param(("model.loss.kind=bce", "training.averaging=0.5", "training.event_dropout=0.3"), id="binary"),
     ],
 )
 def test_two_processes_train_as_one(prepared: Prepared, tmp_path: Path, loss: tuple[str, ...]) -> None:
@@ -383,8 +384,9 @@ def test_two_processes_train_as_one(prepared: Prepared, tmp_path: Path, loss: tu
     assert result.stdout.count("train done") == 1, "one process speaks"
     together = epochs(open_run(tmp_path / "two"))
     assert len(together) == 4
-    losses = [[epoch["loss"] for epoch in one] for one in (together, epochs(alone))]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for figure in ("loss", "ndcg@10"):
+        reached = [[epoch[figure] for epoch in one] for one in (together, epochs(alone))]
+        assert reached[0] == pytest.approx(reached[1], rel=1e-5)
 
 
 def test_mlflow_is_told_everything(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,17 +222,19 @@ def test_four_micro_batches_equal_one_batch(make: Callable[[], nn.Module], tmp_p
 
 
 @pytest.mark.parametrize(
-    ("make", "steps"),
-    [(make, steps) for make in (sasrec, bert4rec) for steps in (1, 5, 8, 11)] + [(sampled, 8), (binary, 5)],
+    ("make", "steps", "precision"),
+    [(make, steps, "fp32") for make in (sasrec, bert4rec) for steps in (1, 5, 8, 11)]
+    + [(sampled, 8, "fp32"), (binary, 5, "fp32"), (sasrec, 5, "bf16"), (bert4rec, 8, "bf16")],
 )
 def test_an_interrupted_training_ends_with_the_same_weights(
-    make: Callable[..., nn.Module], steps: int, tmp_path: Path
+    make: Callable[..., nn.Module], steps: int, precision: str, tmp_path: Path
 ) -> None:
-    """Dropout, masks and negatives included, whether the break falls inside an epoch or between two."""
+    """Dropout, events left out, masks and negatives included, whether the break falls inside an epoch or between two."""
     validation = [0.3, 0.5, 0.4]
 
     def train(model: nn.Module, folder: Path, break_after: int | None) -> Trainer:
-        trainer = trainer_of(model, folder, checkpoint_seconds=0.0, averaging=0.5, event_dropout=0.3)
+        settings = {"averaging": 0.5, "event_dropout": 0.3, "precision": precision}
+        trainer = trainer_of(model, folder, checkpoint_seconds=0.0, **settings)
         trainer.resume()
 
         def on_batch() -> None:
