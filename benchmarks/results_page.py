@@ -74,6 +74,8 @@ def spread(values: list[float]) -> str:
 def provenance(experiment: Experiment) -> str:
     """Machine, versions, commits and days of the records."""
     records = [record for model in experiment.models for record in done(experiment, model)]
+    if not records:
+        return "No model has been run with today's settings yet."
     machines = sorted({record["machine"] for record in records})
     commits = sorted({short(record["commit"]) for record in records})
     seeds = sorted({record["seed"] for record in records})

@@ -43,5 +43,12 @@ def test_other_data_settings_make_another_hash() -> None:
     assert other.settings_hash(model) != experiment.settings_hash(model)
 
 
+def test_a_table_whose_records_are_stale_keeps_its_floors() -> None:
+    experiment = EXPERIMENTS[0]
+    section = page([replace(experiment, prepare={**experiment.prepare, "seen": "keep"})])
+    assert "| markov (floor) |" in section
+    assert section.endswith("No model has been run with today's settings yet.\n")
+
+
 def test_the_page_is_that_of_the_records() -> None:
     assert (records.HERE.parent / "docs" / "results.md").read_text(encoding="utf-8") == page(EXPERIMENTS)
