@@ -112,6 +112,37 @@ def test_settings_must_be_above_zero(name: str) -> None:
         TrainingConfig(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["averaging", "event_dropout"])
+@pytest.mark.parametrize("value", [-0.1, 1.0])
+def test_shares_lie_between_nothing_and_all(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"training: {name}={value} must lie in \[0, 1\)"):
+        TrainingConfig(**{name: value})
+
+
+def test_events_are_left_out_of_training_windows(tmp_path: Path) -> None:
+    """Half of them: about half of the targets an epoch, others each time."""
+    trainer = trainer_of(sasrec(), tmp_path, epochs=2, event_dropout=0.5)
+    whole = sum(len(history) - 1 for history in HISTORIES)
+    targets: list[int] = []
+    fit(trainer, on_batch=lambda: targets.append(trainer.progress.targets))
+    first, second = targets[trainer.batches_per_epoch - 1], targets[-1]
+    assert first != second
+    assert 0.35 * whole < first < 0.65 * whole
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@MODELS
+def test_a_gpu_trains_as_a_cpu(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    """Without dropout, in float32, with an average of weights: the same losses and weights."""
+    device, host = (
+        trainer_of(make(), tmp_path / name, device=name, averaging=0.5, event_dropout=0.3) for name in ("auto", "cpu")
+    )
+    assert (device.device.type, host.device.type) == ("cuda", "cpu")
+    assert fit(device) == pytest.approx(fit(host), rel=1e-4)
+    for name, weight in weights(host.model).items():
+        torch.testing.assert_close(device.model.state_dict()[name].cpu(), weight, rtol=1e-3, atol=1e-4)
+
+
 def test_more_parts_than_windows_are_refused() -> None:
     with pytest.raises(ConfigError, match="accumulation=9 cannot divide a batch of batch_size=8"):
         TrainingConfig(batch_size=8, accumulation=9)
@@ -229,7 +260,7 @@ def test_four_micro_batches_equal_one_batch(make: Callable[[], nn.Module], tmp_p
 def test_an_interrupted_training_ends_with_the_same_weights(
     make: Callable[..., nn.Module], steps: int, precision: str, tmp_path: Path
 ) -> None:
-    """Dropout, events left out, masks and negatives included, whether the break falls inside an epoch or between two."""
+    """Dropout, events left out, masks and negatives included; the break falls inside an epoch or between two."""
     validation = [0.3, 0.5, 0.4]
 
     def train(model: nn.Module, folder: Path, break_after: int | None) -> Trainer:
