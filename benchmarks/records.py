@@ -48,13 +48,21 @@ class Experiment:
         items = self.ingest.get("items")
         return self.ingest | ({"items": data_file(items)} if items else {})
 
+    @property
+    def data_hash(self) -> str:
+        """Of how the data is read and split."""
+        return _hash([self.ingest, self.prepare])
+
     def settings_hash(self, model: str) -> str:
         """Of all that decides a model's figures besides data, code and seed; a record with another one is stale."""
         options = self.models[model]
         base = self.models[options.get("refit", model)]
         sections = preset(base["model"], base.get("preset"))
-        content = json.dumps([self.ingest, self.prepare, options, base, sections], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return _hash([self.ingest, self.prepare, options, base, sections])
+
+
+def _hash(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def data_file(path: str) -> Path:
@@ -110,9 +118,12 @@ def write_record(experiment: Experiment, model: str, seed: int, run: Run) -> Non
 
 
 def read_floors(experiment: Experiment) -> dict[str, Any] | None:
-    """Counts of the prepared data, and each floor's metrics."""
+    """Counts of the prepared data, and each floor's metrics; None where there are none of today's data settings."""
     path = RECORDS / experiment.name / "floors.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    floors: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return floors if floors["settings"] == experiment.data_hash else None
 
 
 def write_floors(experiment: Experiment, counts: dict[str, Any], floors: dict[str, Any]) -> None:
@@ -120,4 +131,4 @@ def write_floors(experiment: Experiment, counts: dict[str, Any], floors: dict[st
     path = RECORDS / experiment.name / "floors.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     metrics = {name: report["metrics"] for name, report in floors.items()}
-    write_json(path, {"counts": counts, "floors": metrics})
+    write_json(path, {"settings": experiment.data_hash, "counts": counts, "floors": metrics})

@@ -14,7 +14,6 @@ private [mask]).
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape
 from recsys.errors import ConfigError
-from recsys.layers import BlockStack, Dropout, TransformerConfig, init_weights, interval_buckets
+from recsys.layers import BlockStack, Dropout, Norm, TransformerConfig, init_weights, interval_buckets
 from recsys.losses import CatalogLoss, LossConfig
 from recsys.sequences import IntArray, Windows
 
@@ -35,7 +34,7 @@ NORM_EPS = 1e-12
 class BERT4RecConfig(TransformerConfig):
     """Architecture, cloze task and loss; `max_len` counts the [mask] that asks for the next item."""
 
-    norm: Literal["pre", "post", "both"] = "post"
+    norm: Norm = "post"
     mask_share: float = 0.2
     last_item_share: float = 0.1
     loss: LossConfig = field(default_factory=LossConfig)

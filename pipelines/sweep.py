@@ -19,18 +19,19 @@ from pipelines.loading import run_scorer
 from pipelines.reporter import Reporter
 from pipelines.search import Search, SweepConfig, make_search
 from pipelines.space import flat
-from pipelines.sweep_results import RUNS, SHOWN, Sweep, run_folder, words, write_results, write_text
+from pipelines.sweep_results import RUNS, Sweep, run_folder, words, write_results
 from pipelines.train import WATCHED, TrainConfig, train, watched_cases, watched_metrics
 from pipelines.trials import STORAGE, Figures, Trial, Trials, open_trials
 from recsys.errors import DataError, RecsysError
 from recsys.prepared import Prepared
 from recsys.runs import EPOCHS, Run, open_run
-from recsys.steps import MANIFEST, Step, describe_input, read_manifest, write_json
+from recsys.steps import MANIFEST, Step, describe_input, read_manifest, write_json, write_text
 from recsys.training import TrainingConfig
 
 CURRENT = ".trial.yaml"
 LOCK = ".lock"
 NOT_HASHED = (MANIFEST, RUNS, STORAGE, CURRENT, LOCK)
+MOST_CHANGES = 10
 HOPELESS = 3
 """So many failures, and nothing but failures, end a sweep."""
 
@@ -95,10 +96,10 @@ def check_same(search: Search, manifest: Mapping[str, Any]) -> None:
         if before.get(name) != now.get(name)
     ]
     if changes:
-        more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+        more = f"; and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
         raise DataError(
-            f"sweep: {search.config.out} holds a sweep of another search ({'; '.join(changes[:SHOWN])}{more}). Repeat "
-            "its command to go on, or choose another --out."
+            f"sweep: {search.config.out} holds a sweep of another search ({'; '.join(changes[:MOST_CHANGES])}{more}). "
+            "Repeat its command to go on, or choose another --out."
         )
 
 

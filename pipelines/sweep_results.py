@@ -20,7 +20,7 @@ from pipelines.search import Search, SweepConfig
 from pipelines.train import WATCHED
 from pipelines.trials import Trial
 from recsys import __version__
-from recsys.steps import MANIFEST, Step, git_commit, partial_folder, write_json
+from recsys.steps import MANIFEST, Step, git_commit, partial_folder, write_json, write_text
 
 BEST = "best.yaml"
 TABLE = "trials.csv"
@@ -121,13 +121,6 @@ def header(search: Search, trials: Sequence[Trial], best: Trial) -> str:
         f"{datetime.now(UTC).isoformat(timespec='seconds')}, recsys {__version__}, commit {git_commit() or 'unknown'}.",
     )
     return "".join(f"# {' '.join(line.split())}\n" for line in lines)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes so that `path` is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def words(params: Mapping[str, Any]) -> str:

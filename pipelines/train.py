@@ -140,12 +140,24 @@ def make_plan(config: TrainConfig) -> Plan:
             f"train {config.model}: model.time_buckets needs times, and {prepared.folder} only knows the order of "
             "events; set model.time_buckets=0 or ingest a log with timestamps."
         )
-    return Plan(
-        prepared=prepared,
-        model=model,
-        training=build_config(TrainingConfig, sections.get("training", {}), f"training of {config.model}"),
-        seed=config.seed,
-    )
+    training = build_config(TrainingConfig, sections.get("training", {}), f"training of {config.model}")
+    if training.event_dropout:
+        check_event_dropout(model)
+    return Plan(prepared=prepared, model=model, training=training, seed=config.seed)
+
+
+def check_event_dropout(model: ModelConfig) -> None:
+    """Refuses settings that windows with gaps would mislead."""
+    if getattr(model.values, "positions", None) == "learned":
+        raise ConfigError(
+            f"train {model.name}: training.event_dropout shortens windows, so the last learned positions would "
+            "never be trained; set model.positions to rotary or none, or training.event_dropout=0."
+        )
+    if (loss := getattr(model.values, "loss", None)) is not None and loss.kind == "bce":
+        raise ConfigError(
+            f"train {model.name}: training.event_dropout hides events, and model.loss.kind=bce would take them for "
+            "items that the user does not know; choose another loss, or training.event_dropout=0."
+        )
 
 
 def refit_plan(config: TrainConfig, run: Run, prepared: Prepared) -> Plan:

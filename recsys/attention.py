@@ -37,7 +37,8 @@ def attention(
     at nothing: softmax over T + 1 places, the last of which has the value zero.
     """
     penalty = distance_penalty(query, keys, recency) if recency else None
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
+    own = query.dtype == torch.bfloat16 or sink is not None  # torch's has no fused form whose bias gets a gradient
+    if query.device.type == "cpu" and query.requires_grad and own:
         mask = None if key_mask is None else torch.where(key_mask, 0.0, -torch.inf).to(query.dtype)
         mixed: Tensor = _ChunkedAttention.apply(query, keys, values, penalty, mask, sink, causal)  # type: ignore[no-untyped-call]
         return mixed

@@ -81,9 +81,10 @@ class TrainBatch:
 
 
 def thinned(windows: Windows, share: float, rng: np.random.Generator) -> Windows:
-    """Windows without a `share` of their events, drawn at random; one that would keep fewer than two keeps all.
+    """Windows without the events that each fall out with probability `share`; one left with fewer than two is whole.
 
-    What is left stays in order, so events also learn what comes some steps later (Tan et al., DLRS 2016).
+    The rest stays in order: inputs and targets alike are fewer, an event also learns what comes some steps later, and
+    intervals are those between the events that are left. (Tan et al., DLRS 2016, drop inputs alone.)
     """
     places = np.arange(windows.items.shape[1])
     valid = places < windows.lengths[:, None]

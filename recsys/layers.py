@@ -2,8 +2,8 @@
 
     norm="post"  x = LN(x + f(x))                     as published (Vaswani et al., 2017; BERT)
     norm="pre"   x = x + f(LN(x)), LN after the last  trains deeper and at higher rates
-    norm="both"  x = LN(x) + f(LN(x)), the same LN    as SASRec was released: items keep their share of the sum
-    gated        x = x + sigmoid(W x) * f(LN(x))      LiGR (Borisyuk et al., 2025), with either norm
+    norm="both"  y = LN(x), x = y + f(y), LN at last  near to SASRec's release, where keys and values read x
+    gated        x = x + sigmoid(W x) * f(LN(x))      LiGR (Borisyuk et al., 2025); with "both", y in place of x
     swiglu       f(x) = W2 (silu(W1 x) * W3 x)        Shazeer, 2020
 
 Attention is causal or has a key mask; its dropout is left out (a third of a CPU step for no gain).
@@ -31,6 +31,7 @@ SMALLEST = {
     "recency": 0,
     "time_buckets": 0,
 }
+Norm = Literal["pre", "post", "both"]
 MICROSECONDS = 1_000_000
 SINK_START = 2.0
 """First logit of attending to nothing: as much as seven events that a head is indifferent to."""
@@ -55,7 +56,7 @@ class TransformerConfig:
     num_heads: int = 2
     ffn_dim: int = 256
     dropout: float = 0.2
-    norm: Literal["pre", "post", "both"] = "pre"
+    norm: Norm = "pre"
     gated: bool = False
     activation: Literal["relu", "gelu", "swiglu"] = "gelu"
     positions: Literal["learned", "rotary", "none"] = "learned"
@@ -195,24 +196,23 @@ class Residual(nn.Module):
 
     def __init__(self, config: TransformerConfig, norm_eps: float) -> None:
         super().__init__()
-        self.order = config.norm
+        self.layout = config.norm
         self.norm = nn.LayerNorm(config.embedding_dim, eps=norm_eps)
         self.gate = nn.Linear(config.embedding_dim, config.embedding_dim) if config.gated else None
         self.dropout = Dropout(config.dropout)
 
     def before(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """What the branch reads."""
-        return x if self.order == "post" else self.norm(x)
+        return x if self.layout == "post" else self.norm(x)
 
     def after(
         self, x: Float[Tensor, "B L D"], read: Float[Tensor, "B L D"], branch: Float[Tensor, "B L D"]
     ) -> Float[Tensor, "B L D"]:
         """The sum, of `x` or of what the branch `read` of it, with the branch's result."""
+        start = read if self.layout == "both" else x
         added = self.dropout(branch)
-        added = added if self.gate is None else torch.sigmoid(self.gate(x)) * added
-        if self.order == "post":
-            return self.norm(x + added)
-        return (read if self.order == "both" else x) + added
+        total = start + (added if self.gate is None else torch.sigmoid(self.gate(start)) * added)
+        return self.norm(total) if self.layout == "post" else total
 
 
 class Block(nn.Module):
@@ -237,9 +237,9 @@ class Block(nn.Module):
         query, memory = self.attention.project(read, first=0 if past is None else past.length)
         memory = memory if past is None else past.extended(memory)
         x = self.attention_residual.after(x, read, self.attention.attend(query, memory, key_mask, causal))
-        return self._fed_forward(x), memory
+        return self._feed_forward(x), memory
 
-    def _fed_forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def _feed_forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         read = self.ffn_residual.before(x)
         return self.ffn_residual.after(x, read, self.ffn(read))
 
@@ -247,7 +247,7 @@ class Block(nn.Module):
         """The state of each row's last event; for the others nothing after keys and values is computed."""
         read = self.attention_residual.before(x)
         mixed = self.attention.attend_last(*self.attention.project(read), lengths)
-        return self._fed_forward(
+        return self._feed_forward(
             self.attention_residual.after(last_valid(x, lengths), last_valid(read, lengths), mixed)
         )
 

@@ -34,7 +34,7 @@ class TrainingConfig:
     """How a model is trained.
 
     `batch_size` counts windows of all processes together; of more than `validation_cases` a fixed sample is ranked.
-    `event_dropout` is the share of a window's events that are left out, others every time the window comes.
+    `event_dropout` is the probability that an event of a window is left out, drawn anew every time it comes.
     With `averaging` above 0 the weights that are validated and kept are an exponential average over steps, of this
     decay (Polyak & Juditsky, 1992): what single steps of sparse data add as noise cancels out.
     """

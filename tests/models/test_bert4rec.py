@@ -57,6 +57,16 @@ class TestBERT4RecWithRecency(LearningContract, RetrieverContract):
         return make(**{"positions": "none", "recency": 0.5} | settings)
 
 
+class TestBERT4RecWithSink(LearningContract, RetrieverContract):
+    """As preset for MovieLens-1M."""
+
+    rule_steps = 350
+    rule_settings: ClassVar[dict[str, Any]] = {"max_len": 4, "last_item_share": 0.5}
+
+    def make(self, **settings: Any) -> BERT4Rec:
+        return make(**{"norm": "both", "positions": "none", "recency": 0.25, "sink": True} | settings)
+
+
 class TestBERT4RecPreNorm(RetrieverContract):
     """LiGR layers under the cloze task."""
 

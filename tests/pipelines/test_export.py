@@ -89,13 +89,32 @@ def test_without_history_the_bundle_and_the_evaluator_score_by_recent_popularity
 
 def test_encoder_and_index_rank_as_the_evaluator(bundle: Bundle, run: Run, prepared: Prepared) -> None:
     users = np.arange(prepared.store.num_users)
-    histories = Histories.from_windows(prepared.store.windows(users, prepared.store.lengths, 6))
+    histories = Histories.from_windows(prepared.store.windows(users, prepared.store.lengths, bundle.card.max_len))
     expected = run_scorer(run, prepared).scores(histories).numpy()
     session = onnxruntime.InferenceSession(str(bundle.encoder), providers=["CPUExecutionProvider"])
     (vectors,) = session.run(None, {"items": histories.items.numpy(), "lengths": histories.lengths.numpy()})
     rows, scores = bundle.index.search(vectors, 20)
     np.testing.assert_allclose(scores, np.take_along_axis(expected, rows, axis=1), atol=1e-5)
     np.testing.assert_allclose(scores, -np.sort(-expected[:, 1:], axis=1)[:, :20], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("model.norm=both", "model.positions=none", "model.recency=0.25", "model.sink=true"),
+        ("model.norm=pre", "model.gated=true", "model.activation=swiglu", "model.positions=rotary"),
+    ],
+    ids=["sink", "LiGR"],
+)
+@pytest.mark.parametrize("model", ["sasrec", "bert4rec"])
+def test_other_layouts_answer_as_the_evaluator_too(
+    prepared: Prepared, tmp_path: Path, model: str, layout: tuple[str, ...]
+) -> None:
+    """Histories of every length, on the graph's own runtime."""
+    run = trained(prepared, model, *SMALL, *layout, "training.learning_rate=0.03", out=tmp_path / "run")
+    evaluate(EvaluateConfig(runs=(run.folder,)), Reporter(quiet=True))
+    bundle = export(ExportConfig(run=run.folder, out=tmp_path / "bundle"))
+    test_encoder_and_index_rank_as_the_evaluator(bundle, run, prepared)
 
 
 def test_the_histories_that_are_checked_are_of_all_lengths(prepared: Prepared) -> None:

@@ -253,6 +253,14 @@ def test_a_run_with_popular_negatives_knows_the_counts(prepared: Prepared, tmp_p
         (("model.dropuot=0.1",), r"no setting 'dropuot' \(did you mean 'dropout'\?\)"),
         (("training.epochs=many",), "training of sasrec: epochs='many' is not usable: .*valid integer"),
         (("training.epochs=0",), "training: epochs=0 must be above 0"),
+        (
+            ("training.event_dropout=0.2",),
+            "train sasrec: .* last learned positions would never be trained; set model.positions to rotary or none",
+        ),
+        (
+            ("training.event_dropout=0.2", "model.positions=none", "model.loss.kind=bce"),
+            "train sasrec: .* bce would take them for items that the user does not know; choose another loss",
+        ),
         (("optimizer.rate=1",), "--set optimizer.rate=1: no section 'optimizer'; known are model, training"),
         (("model.dropout",), r"--set model.dropout: expected section.key=value"),
         (("dropout=0.1",), r"--set dropout=0.1: expected section.key=value"),
@@ -359,7 +367,8 @@ def test_a_killed_training_does_not_go_on_with_other_settings(
         pytest.param(
             ("model.loss.kind=sampled-softmax", "model.loss.sampling=mixed", "model.loss.negatives=12"), id="sampled"
         ),
-        pytest.param(("model.loss.kind=bce", "training.averaging=0.5", "training.event_dropout=0.3"), id="binary"),
+        pytest.param(("model.loss.kind=bce", "training.averaging=0.5"), id="binary"),
+        pytest.param(("model.positions=none", "model.recency=0.25", "training.event_dropout=0.3"), id="thinned"),
     ],
 )
 def test_two_processes_train_as_one(prepared: Prepared, tmp_path: Path, loss: tuple[str, ...]) -> None:

@@ -1,5 +1,6 @@
 """Training windows, their order, the parts of a batch: nothing is lost and nothing is counted twice."""
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -113,6 +114,16 @@ def test_a_thinned_window_is_a_part_of_it_in_order(lengths: list[int], share: fl
         assert left.timestamps[row, :size].tolist() == [times[item] for item in kept]
         assert not left.items[row, size:].any()
         assert not left.timestamps[row, size:].any()
+
+
+@pytest.mark.parametrize(("length", "share"), [(2, 0.3), (3, 0.3), (4, 0.5)])
+def test_thinned_windows_have_the_expected_length(length: int, share: float) -> None:
+    """Binomial, but what would be none or one is all."""
+    chances = [math.comb(length, left) * (1 - share) ** left * share ** (length - left) for left in range(length + 1)]
+    expected = sum(chance * (left if left >= 2 else length) for left, chance in enumerate(chances))
+    rows = 20_000
+    left = thinned(windows_of([list(range(1, length + 1))] * rows), share, np.random.default_rng(0))
+    assert left.lengths.mean() == pytest.approx(expected, abs=4 * length / 2 / math.sqrt(rows))
 
 
 def test_thinning_leaves_the_wanted_share_out() -> None:

@@ -119,7 +119,7 @@ def norm_by_hand(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def block_by_hand(block: Block, settings: TransformerConfig, x: Tensor, allowed: Tensor) -> Tensor:
-    """x + g * f(LN x), LN x + g * f(LN x), or LN(x + g * f(x)), with g = sigmoid(W x) where gated."""
+    """x + g * f(LN x), LN x + g * f(LN x), or LN(x + g * f(x)); g = sigmoid(W x), or of LN x."""
     for residual, branch in (
         (block.attention_residual, lambda y: attention_by_hand(block.attention, y, allowed)),
         (block.ffn_residual, lambda y: feed_forward_by_hand(block.ffn, y, settings.activation)),
@@ -127,7 +127,8 @@ def block_by_hand(block: Block, settings: TransformerConfig, x: Tensor, allowed:
         read = x if settings.norm == "post" else norm_by_hand(residual.norm, x)
         added = branch(read)
         if settings.gated:
-            added = added / (1 + torch.exp(-(x @ residual.gate.weight.T + residual.gate.bias)))
+            start = read if settings.norm == "both" else x
+            added = added / (1 + torch.exp(-(start @ residual.gate.weight.T + residual.gate.bias)))
         x = (read if settings.norm == "both" else x) + added
         if settings.norm == "post":
             x = norm_by_hand(residual.norm, x)
@@ -153,7 +154,7 @@ def test_a_block_is_its_formula_with_a_key_mask(layout: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["pre", "post", "both"])
-def test_a_stack_is_its_blocks_and_with_pre_norm_one_norm_more(norm: str) -> None:
+def test_a_stack_is_its_blocks_and_where_norms_come_first_one_more(norm: str) -> None:
     settings = config(norm=norm, num_blocks=3)
     stack, x = scrambled(BlockStack(settings, NORM_EPS)), events()
     expected = x
