@@ -259,7 +259,7 @@ def test_a_run_with_popular_negatives_knows_the_counts(prepared: Prepared, tmp_p
         ),
         (
             ("training.event_dropout=0.2", "model.positions=none", "model.loss.kind=bce"),
-            "train sasrec: .* bce would take them for items that the user does not know; choose another loss",
+            "train sasrec: .*kind=bce would take them for items that the user does not know; choose another loss",
         ),
         (("optimizer.rate=1",), "--set optimizer.rate=1: no section 'optimizer'; known are model, training"),
         (("model.dropout",), r"--set model.dropout: expected section.key=value"),
