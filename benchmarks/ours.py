@@ -91,8 +91,9 @@ def speed(task: Task) -> Measurement:
     model, cases, num_rows = trainer.retriever.eval(), prepared.cases("test"), prepared.catalog.num_rows
 
     def evaluate() -> None:
-        scorer = RetrieverScorer(model, torch.zeros(num_rows))
-        rank_cases(scorer, prepared.store, cases, num_rows, prepared.seen, (10,))
+        with trainer.accelerator.autocast():
+            scorer = RetrieverScorer(model, torch.zeros(num_rows))
+            rank_cases(scorer, prepared.store, cases, num_rows, prepared.seen, (10,))
 
     evaluate_seconds = median_seconds(evaluate)
     shutil.rmtree(folder)

@@ -204,7 +204,6 @@ def evaluation_section(cells: Cells) -> str:
     return library_table(
         cells,
         "Evaluation: seconds to rank every item for every test user",
-        "ratios to ours",
         lambda cell: cell.measurement.evaluate_seconds,
     )
 
@@ -214,24 +213,25 @@ def memory_section(cells: Cells) -> str:
     return library_table(
         cells,
         "Memory: peak of the measuring process, MiB",
-        "ratios to ours",
         lambda cell: float(cell.measurement.peak_memory_mib),
     )
 
 
-def library_table(cells: Cells, title: str, note: str, figure: Callable[[Cell], float]) -> str:
-    """One column a library."""
+def library_table(cells: Cells, title: str, figure: Callable[[Cell], float]) -> str:
+    """One column a library, ours in both precisions."""
     lines = [
         f"## {title}",
         "",
-        f"| data | window | model | recsys | RecBole | RecTools | RecBole, RecTools: {note} |",
-        "|---|---|---|---|---|---|---|",
+        "| data | window | model | recsys fp32 | recsys bf16 | RecBole | RecTools | RecBole / recsys | "
+        "RecTools / recsys |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
+    columns = (("recsys", "fp32"), ("recsys", "bf16"), ("recbole", "fp32"), ("rectools", "fp32"))
     for setting in cells.settings:
-        found = [cells.get("speed", library, setting) for library in LIBRARIES]
-        ours, *peers = (None if cell is None else figure(cell) for cell in found)
-        ratios = ", ".join(ratio(peer, ours) for peer in peers)
-        lines.append(f"{setting.label} {' | '.join(map(number, (ours, *peers)))} | {ratios} |")
+        found = [cells.get("speed", library, setting, precision) for library, precision in columns]
+        wide, narrow, *peers = (None if cell is None else figure(cell) for cell in found)
+        ratios = " | ".join(f"{ratio(peer, wide)}, {ratio(peer, narrow)}" for peer in peers)
+        lines.append(f"{setting.label} {' | '.join(map(number, (wide, narrow, *peers)))} | {ratios} |")
     return "\n".join(lines)
 
 
@@ -307,8 +307,8 @@ def method_section(cells: Sequence[Cell]) -> str:
   layers in both models, for only those have the width of the feed-forward layer compared here; for the quality table
   its SASRec has its own default layers.
 - **Evaluation.** Leave-one-out test, after one warm-up, median of three: ours ranks with seen items excluded and writes
-  one rank a case; RecBole's `Trainer.evaluate` (seen items stay in); RecTools' `recommend` with seen items excluded,
-  then its NDCG.
+  one rank a case (bf16: the encoder under autocast, as validation inside such a training); RecBole's `Trainer.evaluate`
+  (seen items stay in); RecTools' `recommend` with seen items excluded, then its NDCG.
 - **Memory.** High-water mark of the resident set (`VmHWM`) of the process that trained and evaluated, libraries
   included. RecBole prepares its data in that process, for it has no prepared form on disk.
 - **Products.** `benchmarks/floor.py`: linear layers on the events of each batch without padding, attention on whole

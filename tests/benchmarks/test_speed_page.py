@@ -32,8 +32,10 @@ def test_an_epoch_is_scaled_to_all_targets_whatever_was_timed() -> None:
 
 def test_the_page_has_the_ratio_and_a_dash_for_what_was_not_measured() -> None:
     peer = Cell(replace(TASK, library="recbole"), replace(MEASUREMENT, train_seconds=60.0), STAMP, None)
-    text = page([Cell(TASK, MEASUREMENT, STAMP, None), peer], SIZES)
-    assert "| MovieLens-1M | 50 | BERT4Rec | 15 | - | 300 | - | 20 x, - | -, - | - | - | -, - |" in text
+    narrow = Cell(replace(TASK, precision="bf16"), replace(MEASUREMENT, evaluate_seconds=0.25), STAMP, None)
+    text = page([Cell(TASK, MEASUREMENT, STAMP, None), narrow, peer], SIZES)
+    assert "| MovieLens-1M | 50 | BERT4Rec | 15 | 15 | 300 | - | 20 x, 20 x | -, - | - | - | -, - |" in text
+    assert "| MovieLens-1M | 50 | BERT4Rec | 0.5 | 0.25 | 0.5 | - | 1 x, 2 x | -, - |" in text
     assert "| RecBole | 4 | 8 | 120 | 400 | 2.50 |" in text
 
 
