@@ -194,6 +194,7 @@ class LearningContract:
     """What a trainable retriever learns, and that it learns nothing else; beside a `RetrieverContract`."""
 
     rule_steps = 120
+    rule_rate = 5e-3
     rule_settings: ClassVar[dict[str, Any]] = {"max_len": 9}
     loss_knows_chance = True
     """Whether the loss of a guess is the least that noise allows; binary losses also fall by learning the base rate."""
@@ -204,7 +205,10 @@ class LearningContract:
     def test_it_learns_a_rule(self) -> None:
         model = self.fresh(num_items=PRIME, embedding_dim=32, **self.rule_settings)
         adamw_steps(
-            model, self.rule_steps, lambda step: cyclic_histories(32, model.window.length, seed=step), rate=5e-3
+            model,
+            self.rule_steps,
+            lambda step: cyclic_histories(32, model.window.length, seed=step),
+            rate=self.rule_rate,
         )
         histories = cyclic_histories(62, model.max_len + 1, seed=10**6)
         assert hit_rate(model.eval(), histories, exclude_seen=self.rule_excludes_seen) > 0.95

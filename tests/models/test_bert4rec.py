@@ -60,7 +60,8 @@ class TestBERT4RecWithRecency(LearningContract, RetrieverContract):
 class TestBERT4RecWithSink(LearningContract, RetrieverContract):
     """As preset for MovieLens-1M."""
 
-    rule_steps = 350
+    rule_steps = 1200
+    rule_rate = 3e-3
     rule_settings: ClassVar[dict[str, Any]] = {"max_len": 4, "last_item_share": 0.5}
 
     def make(self, **settings: Any) -> BERT4Rec:
