@@ -1,12 +1,6 @@
-"""`recsys train`: settings, runs on disk, killed and distributed trainings, and what MLflow is told."""
+"""`recsys train`: settings, runs on disk, and what MLflow is told."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,98 +10,25 @@ from builders import random_rows, write_dataset
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from tiny import tiny_prepared
+from training import epochs, trained
 
 from models.markov import Markov, MarkovConfig
 from pipelines.loading import run_model
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
 from pipelines.train import TrainConfig, deep_merged, make_plan, parse_setting, train
-from recsys.checkpoints import latest_checkpoint
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import mean_metrics, rank_cases
 from recsys.losses import LossConfig
 from recsys.prepared import Prepared
 from recsys.ranking import RetrieverScorer
-from recsys.runs import Run, open_run
-
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
-SMALL = (
-    "model.max_len=6",
-    "model.embedding_dim=8",
-    "model.num_blocks=1",
-    "model.ffn_dim=12",
-    "training.epochs=3",
-    "training.batch_size=8",
-    "training.warmup_steps=2",
-)
-RESUMED = (
-    "model.loss.kind=sampled-softmax",
-    "model.loss.sampling=mixed",
-    "model.loss.negatives=12",
-    "training.checkpoint_seconds=0",
-)
-"""Dropout and negatives are drawn, and every step is kept."""
-KILLED_WHILE_SAVING = """
-import os, runpy, signal, sys
-from recsys import checkpoints
-
-saved = 0
-
-def dying(*arguments):
-    global saved
-    saved += 1
-    if saved == 4 * {steps} + 2:  # the second of the four tensor files of the checkpoint after that
-        os.kill(os.getpid(), signal.SIGKILL)
-    save_file(*arguments)
-
-save_file, checkpoints.save_file = checkpoints.save_file, dying
-runpy.run_module("pipelines.cli", run_name="__main__")
-"""
+from recsys.runs import open_run
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """37 users, 31 items, leave-one-out: five batches of eight windows an epoch, the last of five."""
     return tiny_prepared(tmp_path_factory.mktemp("data"))
-
-
-def trained(
-    prepared: Prepared, out: Path, *settings: str, model: str = "sasrec", tracking: bool = False, **options: Any
-) -> Run:
-    """A run of a small model in this process."""
-    config = TrainConfig(
-        data=prepared.folder, model=model, out=out, settings=(*SMALL, *settings), tracking=tracking, **options
-    )
-    run = train(config, Reporter(quiet=True))
-    assert run is not None
-    return run
-
-
-def command(prepared: Prepared, out: Path, *settings: str) -> list[str]:
-    """The arguments of `recsys train` for the same run."""
-    options = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
-    return ["train", str(prepared.folder), "--model", "sasrec", "--out", str(out), "--no-tracking", *options]
-
-
-def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """A process of one thread, as this one is: two threads add in another order."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def epochs(run: Run) -> list[dict[str, float]]:
-    """Figures of every epoch but its seconds."""
-    lines = (run.folder / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
-
-
-def assert_same_weights(first: Run, second: Run) -> None:
-    """Bit for bit."""
-    ours, theirs = load_file(first.folder / "model.safetensors"), load_file(second.folder / "model.safetensors")
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 def test_a_run_says_what_it_is(prepared: Prepared, tmp_path: Path) -> None:
@@ -302,102 +223,6 @@ def test_a_run_is_not_replaced_by_accident(prepared: Prepared, tmp_path: Path) -
     assert open_run(first.folder).config["seed"] == second.config["seed"] == 1
 
 
-@pytest.fixture(scope="module")
-def killed(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a training was killed (SIGKILL) in its second epoch, half-way through writing its ninth checkpoint."""
-    out = tmp_path_factory.mktemp("killed") / "run"
-    arguments = command(prepared, out, *RESUMED)
-    result = python("-c", KILLED_WHILE_SAVING.format(steps=8), *arguments)
-    assert result.returncode == -9, result.stderr
-    return out
-
-
-def copy_of_killed(killed: Path, folder: Path) -> Path:
-    """The same interrupted run elsewhere."""
-    shutil.copytree(killed.with_name(".run.partial"), folder / ".run.partial")
-    return folder / "run"
-
-
-def test_a_killed_training_ends_with_the_same_weights(prepared: Prepared, killed: Path, tmp_path: Path) -> None:
-    """Another process goes on from inside an epoch and gets, bit for bit, what one that was not killed gets."""
-    out = copy_of_killed(killed, tmp_path)
-    checkpoints = tmp_path / ".run.partial" / "checkpoints"
-    names = sorted(path.name for path in checkpoints.iterdir())
-    assert len(names) == 2
-    assert names[0].startswith("."), "the one that was being written"
-    checkpoint = latest_checkpoint(checkpoints)
-    assert checkpoint is not None
-    assert checkpoint.progress.epoch == 1
-    assert 0 < checkpoint.progress.batch < 5, "killed inside an epoch"
-    result = python("-m", "pipelines.cli", *command(prepared, out, *RESUMED))
-    assert result.returncode == 0, result.stderr
-    assert "going on after epoch 1" in result.stderr
-    undisturbed = trained(prepared, tmp_path / "undisturbed", *RESUMED)
-    resumed = open_run(out)
-    assert_same_weights(resumed, undisturbed)
-    assert epochs(resumed) == epochs(undisturbed)
-    assert not list(tmp_path.glob(".*"))
-
-
-@pytest.mark.parametrize("change", ["setting", "seed", "data"])
-def test_a_killed_training_does_not_go_on_with_other_settings(
-    prepared: Prepared, killed: Path, tmp_path: Path, change: str
-) -> None:
-    out = copy_of_killed(killed, tmp_path)
-    settings = list(RESUMED)
-    options: dict[str, Any] = {}
-    data = prepared
-    if change == "setting":
-        settings.append("model.dropout=0.3")
-    elif change == "seed":
-        options["seed"] = 1
-    else:
-        data = tiny_prepared(tmp_path / "other", num_users=20)
-    with pytest.raises(DataError, match=r"an interrupted run with other settings or data; pass --restart to discard"):
-        trained(data, out, *settings, **options)
-    assert (tmp_path / ".run.partial" / "checkpoints").is_dir(), "a refusal discards nothing"
-    restarted = trained(data, out, *settings, restart=True, **options)
-    assert_same_weights(restarted, trained(data, tmp_path / "fresh", *settings, **options))
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [
-        pytest.param((), id="softmax"),
-        pytest.param(
-            ("model.loss.kind=sampled-softmax", "model.loss.sampling=mixed", "model.loss.negatives=12"), id="sampled"
-        ),
-        pytest.param(("model.loss.kind=bce", "training.averaging=0.5"), id="binary"),
-        pytest.param(("model.positions=none", "model.recency=0.25", "training.event_dropout=0.3"), id="thinned"),
-    ],
-)
-def test_two_processes_train_as_one(prepared: Prepared, tmp_path: Path, loss: tuple[str, ...]) -> None:
-    """The same losses and figures each epoch, though one batch holds a single window, fewer than processes."""
-    windows = trained(prepared, tmp_path / "count").manifest["counts"]["windows"]
-    settings = (
-        *loss,
-        "model.dropout=0",
-        "training.epochs=4",
-        f"training.batch_size={windows - 1}",
-        "training.accumulation=2",
-        "training.learning_rate=0.03",
-        "training.warmup_steps=0",
-        "training.clip_norm=0.3",  # between the norms of both batches: a wrong scale shows through Adam
-    )
-    alone = trained(prepared, tmp_path / "alone", *settings)
-    arguments = command(prepared, tmp_path / "two", *settings)
-    result = python(
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipelines.cli", *arguments
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("train done") == 1, "one process speaks"
-    together = epochs(open_run(tmp_path / "two"))
-    assert len(together) == 4
-    for figure in ("loss", "ndcg@10"):
-        reached = [[epoch[figure] for epoch in one] for one in (together, epochs(alone))]
-        assert reached[0] == pytest.approx(reached[1], rel=1e-5)
-
-
 def test_mlflow_is_told_everything(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
@@ -443,25 +268,3 @@ def test_a_refit_takes_the_settings_and_the_best_epoch_of_a_run(prepared: Prepar
     other = TrainConfig(data=prepared.folder, model="bert4rec", out=tmp_path / "fourth", refit=run.folder)
     with pytest.raises(DataError, match="--refit needs a 'bert4rec' run on train"):
         train(other, Reporter(quiet=True))
-
-
-def test_a_run_killed_while_it_becomes_a_run_keeps_its_checkpoints(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed after the last epoch, before the folder has its name: nothing is trained twice."""
-    undisturbed = trained(prepared, tmp_path / "undisturbed")
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("recsys.steps._replace_folder", killed)
-        with pytest.raises(KeyboardInterrupt):
-            trained(prepared, tmp_path / "run")
-    steps: list[int] = []
-    monkeypatch.setattr("recsys.training.Trainer.step", lambda *_: steps.append(1))
-    assert_same_weights(trained(prepared, tmp_path / "run"), undisturbed)
-    assert not steps
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        *("config.yaml", "epochs.jsonl", "manifest.json", "model.safetensors")
-    }

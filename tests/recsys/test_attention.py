@@ -114,6 +114,18 @@ def test_the_public_function_is_the_formula(causal: bool, masked: bool, close: b
     assert_close(gradients(ours, tensors, sink), gradients(plain, tensors, sink), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("causal", "masked", "close", "drain"), KINDS)
+def test_without_gradients_torchs_kernel_is_the_formula_too(
+    causal: bool, masked: bool, close: bool, drain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module._ChunkedAttention, "apply", None)
+    tensors, sink = tuple(tensor.detach() for tensor in inputs(6)), sinks(drain)
+    mask = key_mask(6) if masked else None
+    recency = 0.3 if close else 0.0
+    ours, plain = attention(*tensors, mask, causal, recency, sink), by_hand(*tensors, mask, causal, recency, sink)
+    assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("recency", [0.0, 0.3])
 @pytest.mark.parametrize("causal", [False, True])
 def test_queries_stand_at_the_newest_keys(causal: bool, recency: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,48 @@
+"""Small runs of `recsys train` for tests, and what they hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from pipelines.reporter import Reporter
+from pipelines.train import TrainConfig, train
+from recsys.prepared import Prepared
+from recsys.runs import Run
+
+SMALL = (
+    "model.max_len=6",
+    "model.embedding_dim=8",
+    "model.num_blocks=1",
+    "model.ffn_dim=12",
+    "training.epochs=3",
+    "training.batch_size=8",
+    "training.warmup_steps=2",
+)
+
+
+def trained(
+    prepared: Prepared, out: Path, *settings: str, model: str = "sasrec", tracking: bool = False, **options: Any
+) -> Run:
+    """A run of a small model in this process."""
+    config = TrainConfig(
+        data=prepared.folder, model=model, out=out, settings=(*SMALL, *settings), tracking=tracking, **options
+    )
+    run = train(config, Reporter(quiet=True))
+    assert run is not None
+    return run
+
+
+def epochs(run: Run) -> list[dict[str, float]]:
+    """Figures of every epoch but its seconds."""
+    lines = (run.folder / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def assert_same_weights(first: Run, second: Run) -> None:
+    """Bit for bit."""
+    ours, theirs = load_file(first.folder / "model.safetensors"), load_file(second.folder / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
