@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape
 from recsys.errors import ConfigError
-from recsys.layers import BlockStack, Dropout, Norm, TransformerConfig, init_weights, interval_buckets
+from recsys.layers import BlockStack, Dropout, KeyValues, Norm, TransformerConfig, init_weights, interval_buckets
 from recsys.losses import CatalogLoss, LossConfig
 from recsys.sequences import IntArray, Windows
 
@@ -78,6 +78,12 @@ class BERT4Rec(nn.Module):
         """State at each position, from both sides; padding is never looked at, nor is the time of a [mask]."""
         return self.blocks(self._embedded(tokens, timestamps), key_mask=(tokens != 0)[:, None, None, :])
 
+    def remember(
+        self, tokens: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "B L D"], tuple[KeyValues, ...]]:
+        """State at each position, and every block's keys and values."""
+        return self.blocks.prefill(self._embedded(tokens, timestamps), key_mask=(tokens != 0)[:, None, None, :])
+
     def _embedded(self, tokens: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         x = self.items(tokens)
         if self.positions is not None:
@@ -100,9 +106,13 @@ class BERT4Rec(nn.Module):
 
     def encode(self, batch: Histories) -> Float[Tensor, "B E"]:
         """Prediction at a [mask] appended to each history."""
+        return self.predictions(self.remember_last(batch)[0])
+
+    def remember_last(self, batch: Histories) -> tuple[Float[Tensor, "B D"], tuple[KeyValues, ...]]:
+        """State of a [mask] appended to each history, and every block's keys and values, the mask's among them."""
         tokens = F.pad(batch.items, (0, 1)).scatter(1, batch.lengths[:, None].long(), self.mask_row)
         x = self._embedded(tokens, F.pad(batch.timestamps, (0, 1)))
-        return self.predictions(self.blocks.last(x, batch.lengths + 1))
+        return self.blocks.last(x, batch.lengths + 1)
 
     @property
     def window(self) -> WindowShape:

@@ -12,6 +12,7 @@ from models.bert4rec import BERT4Rec, BERT4RecConfig
 from models.item_knn import ItemKNN, ItemKNNConfig
 from models.markov import Markov, MarkovConfig
 from models.popularity import Popularity, PopularityConfig
+from models.rearec import ReaRec, ReaRecConfig
 from models.sasrec import SASRec, SASRecConfig
 from models.tfidf import Tfidf, TfidfConfig
 from recsys.errors import ConfigError
@@ -24,6 +25,7 @@ MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "tfidf": (Tfidf, TfidfConfig),
     "sasrec": (SASRec, SASRecConfig),
     "bert4rec": (BERT4Rec, BERT4RecConfig),
+    "rearec": (ReaRec, ReaRecConfig),
 }
 
 FLOORS = ("popularity", "popularity-recent", "markov", "item-knn", "tfidf")

@@ -8,7 +8,8 @@ Deviates on purpose:
     sum starts from the normalised state; there keys and values read the state as it is, here the normalised one;
   - right padding, positions from the window's first event: prefixes keep their states, so keys can be cached;
   - optionally, distances or rotations in place of learned positions (`recency`: ALiBi, Press et al., ICLR 2022,
-    steeper), heads that may attend to nothing (`sink`), gates and SwiGLU (LiGR), intervals between events as input;
+    steeper), heads that may attend to nothing (`sink`), gates and SwiGLU (LiGR), intervals between events as input,
+    LayerNorm of the input (`input_norm`, as RecBole and ReaRec);
   - no dropout on attention weights, and no factor sqrt(D) on the input (items and positions start alike).
 Dimensions: B batch, L positions, D width, V item rows (row 0 is padding).
 """
@@ -34,6 +35,7 @@ class SASRecConfig(TransformerConfig):
     """Architecture and loss."""
 
     activation: Literal["relu", "gelu", "swiglu"] = "relu"
+    input_norm: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ class SASRec(nn.Module):
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.max_len, config.embedding_dim) if learned else None
         self.intervals = nn.Embedding(config.time_buckets, config.embedding_dim) if config.time_buckets else None
+        self.embedding_norm = nn.LayerNorm(config.embedding_dim, NORM_EPS) if config.input_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         self.blocks = BlockStack(config, NORM_EPS)
         self.catalog_loss = CatalogLoss(config.loss, config.num_items)
@@ -82,11 +85,19 @@ class SASRec(nn.Module):
         if self.intervals is not None:
             buckets = interval_buckets(timestamps, self.config.time_buckets)
             x = x + self.intervals(buckets[:, -items.shape[1] :])
-        return self.dropout(x)
+        return self.dropout(self.embedding_norm(x))
 
     def encode(self, batch: Histories) -> Float[Tensor, "B D"]:
         """State after each history's last event."""
+        return self.remember_last(batch)[0]
+
+    def remember_last(self, batch: Histories) -> tuple[Float[Tensor, "B D"], tuple[KeyValues, ...]]:
+        """State after each history's last event, and what later events need of the earlier ones."""
         return self.blocks.last(self._embedded(batch.items, batch.timestamps), batch.lengths, causal=True)
+
+    def predictions(self, states: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        """The states themselves: there is no head between them and the item vectors."""
+        return states
 
     def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V D"]:
         """The embedding table itself, or some rows of it."""
@@ -118,9 +129,15 @@ class SASRec(nn.Module):
         negatives = None if batch.negatives is None else batch.negatives.at(valid)
         return self.catalog_loss(states, self.item_vectors, batch.target[valid], negatives)
 
+    def remember(
+        self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "B L D"], tuple[KeyValues, ...]]:
+        """State after each event, and every block's keys and values."""
+        return self.blocks.prefill(self._embedded(history, timestamps), causal=True)
+
     def prefill(self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> SASRecState:
         """Keys and values of histories of one common length (no padding)."""
-        _, memory = self.blocks.prefill(self._embedded(history, timestamps))
+        _, memory = self.remember(history, timestamps)
         return SASRecState(memory, history.shape[1], timestamps[:, -1])
 
     def step(

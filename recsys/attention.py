@@ -64,6 +64,41 @@ def attention_of_last(
     return _attention_with_bias(query, keys, values, bias.masked_fill(behind < 0, -torch.inf), sink)
 
 
+def attention_of_chains(
+    query: Float[Tensor, "B H P Dh"],
+    keys: tuple[Float[Tensor, "B H T Dh"], Float[Tensor, "B H P K Dh"]],
+    values: tuple[Float[Tensor, "B H T Dh"], Float[Tensor, "B H P K Dh"]],
+    places: Int[Tensor, "B P"],
+    visible: Bool[Tensor, "B Q T"],
+    recency: float = 0.0,
+    sink: Float[Tensor, " H"] | None = None,
+) -> Float[Tensor, "B H P Dh"]:
+    """The mix of the K-th step of P chains a row: over the `visible` of T events, and over the chain's own K steps.
+
+    Step k of a chain stands k behind its place, whatever events stand there: chains do not see each other.
+    """
+    (events, own), (event_values, own_values) = keys, values
+    total, steps = events.shape[2], own.shape[3]
+    places_of_events = torch.arange(total, device=query.device)
+    distance = torch.cat(
+        [
+            (places[:, :, None] + steps - places_of_events).abs(),
+            torch.arange(steps - 1, -1, -1, device=query.device).expand(*places.shape, -1),
+        ],
+        dim=2,
+    )
+    scores = torch.cat([query @ events.transpose(2, 3), (query[:, :, :, None] * own).sum(dim=4)], dim=3)
+    scores = scores / math.sqrt(query.shape[3]) - slopes(query, recency)[:, None, None] * distance[:, None]
+    hidden = F.pad(~visible, (0, steps))
+    scores = scores.masked_fill(hidden[:, None], -torch.inf)
+    if sink is not None:
+        nothing = sink.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, nothing], dim=3)
+    shares = scores.softmax(dim=3).to(event_values.dtype)
+    of_own = shares[..., total : total + steps, None]
+    return shares[..., :total] @ event_values + (of_own * own_values).sum(dim=3)
+
+
 def _attention_with_bias(
     query: Float[Tensor, "B H L Dh"],
     keys: Float[Tensor, "B H T Dh"],

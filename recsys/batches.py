@@ -66,17 +66,21 @@ class TrainBatch:
             negatives=None if self.negatives is None else self.negatives.to(device),
         )
 
+    def rows(self, chosen: Tensor) -> "TrainBatch":
+        """The rows at `chosen` (indices)."""
+        return TrainBatch(
+            history=self.history[chosen],
+            timestamps=self.timestamps[chosen],
+            target=self.target[chosen],
+            lengths=self.lengths[chosen],
+            negatives=None if self.negatives is None else self.negatives.rows(chosen),
+        )
+
     def share(self, part: int, parts: int) -> "TrainBatch":
         """Every `parts`-th row from `part`; a part without rows gets one that predicts nothing."""
         rows = torch.arange(len(self.lengths))[part::parts]
         if len(rows):
-            return TrainBatch(
-                history=self.history[rows],
-                timestamps=self.timestamps[rows],
-                target=self.target[rows],
-                lengths=self.lengths[rows],
-                negatives=None if self.negatives is None else self.negatives.rows(rows),
-            )
+            return self.rows(rows)
         return replace(self.share(0, len(self.lengths)), target=torch.zeros_like(self.target[:1]))
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from recsys.attention import attention, attention_of_last
+from recsys.attention import attention, attention_of_chains, attention_of_last
 from recsys.errors import ConfigError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
@@ -100,6 +100,32 @@ class KeyValues:
         return KeyValues(torch.cat([self.keys, other.keys], dim=2), torch.cat([self.values, other.values], dim=2))
 
 
+@dataclass(frozen=True)
+class Chains:
+    """P chains of reasoning a row: behind which event of the window each begins, and which events it sees."""
+
+    places: Int[Tensor, "B P"]
+    visible: Bool[Tensor, "B Q T"]
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """What attention remembers of chains: K steps so far, each chain alone with its own."""
+
+    keys: Float[Tensor, "B H P K Dh"]
+    values: Float[Tensor, "B H P K Dh"]
+
+    @classmethod
+    def begun(cls, step: KeyValues) -> "Thoughts":
+        """After the first step of every chain."""
+        return cls(step.keys[:, :, :, None], step.values[:, :, :, None])
+
+    def extended(self, step: KeyValues) -> "Thoughts":
+        """With one further step of every chain."""
+        other = Thoughts.begun(step)
+        return Thoughts(torch.cat([self.keys, other.keys], dim=3), torch.cat([self.values, other.values], dim=3))
+
+
 class Dropout(nn.Module):
     """Dropout whose random numbers are bytes on a CPU, an eighth of the draws of `torch.nn.Dropout`.
 
@@ -134,13 +160,16 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(config.embedding_dim, config.embedding_dim)
         self.sink = nn.Parameter(torch.full((config.num_heads,), SINK_START)) if config.sink else None
 
-    def project(self, x: Float[Tensor, "B L D"], first: int = 0) -> tuple[Float[Tensor, "B H L Dh"], KeyValues]:
-        """Queries, and keys with values, of events at positions `first`, `first` + 1, ..."""
+    def project(
+        self, x: Float[Tensor, "B L D"], places: Int[Tensor, "*B L"] | None = None
+    ) -> tuple[Float[Tensor, "B H L Dh"], KeyValues]:
+        """Queries, and keys with values, of events at `places` of their window; by default 0, 1, ..."""
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
         )
         if self.rotary:
-            query, key = rotated(query, first), rotated(key, first)
+            places = torch.arange(x.shape[1], device=x.device) if places is None else places
+            query, key = rotated(query, places), rotated(key, places)
         return query, KeyValues(key, value)
 
     def attend_last(
@@ -162,13 +191,20 @@ class SelfAttention(nn.Module):
         mixed = attention(query, memory.keys, memory.values, key_mask, causal, self.recency, self.sink)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
+    def attend_in_chains(
+        self, query: Float[Tensor, "B H P Dh"], memory: KeyValues, own: Thoughts, chains: Chains
+    ) -> Float[Tensor, "B P D"]:
+        """Mixes the values of the events that each chain sees and of the chain's own steps."""
+        keys, values = (memory.keys, own.keys), (memory.values, own.values)
+        mixed = attention_of_chains(query, keys, values, chains.places, chains.visible, self.recency, self.sink)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
-def rotated(x: Float[Tensor, "B H L Dh"], first: int) -> Float[Tensor, "B H L Dh"]:
+
+def rotated(x: Float[Tensor, "B H L Dh"], places: Int[Tensor, "*B L"]) -> Float[Tensor, "B H L Dh"]:
     """Pairs of numbers turned by an angle that grows with the position (RoPE, Su et al., 2021)."""
     half = x.shape[-1] // 2
     speeds = ROTARY_BASE ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    places = torch.arange(first, first + x.shape[2], device=x.device, dtype=torch.float32)
-    angles = places[:, None] * speeds
+    angles = places.to(torch.float32)[..., None, :, None] * speeds
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     left, right = x[..., :half], x[..., half:]
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
@@ -234,7 +270,8 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, "B L D"], KeyValues]:
         """New states, and what later events need of these and the `past` ones."""
         read = self.attention_residual.before(x)
-        query, memory = self.attention.project(read, first=0 if past is None else past.length)
+        first = 0 if past is None else past.length
+        query, memory = self.attention.project(read, torch.arange(first, first + x.shape[1], device=x.device))
         memory = memory if past is None else past.extended(memory)
         x = self.attention_residual.after(x, read, self.attention.attend(query, memory, key_mask, causal))
         return self._feed_forward(x), memory
@@ -243,13 +280,24 @@ class Block(nn.Module):
         read = self.ffn_residual.before(x)
         return self.ffn_residual.after(x, read, self.ffn(read))
 
-    def last(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B 1 D"]:
+    def last(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 1 D"], KeyValues]:
         """The state of each row's last event; for the others nothing after keys and values is computed."""
         read = self.attention_residual.before(x)
-        mixed = self.attention.attend_last(*self.attention.project(read), lengths)
-        return self._feed_forward(
-            self.attention_residual.after(last_valid(x, lengths), last_valid(read, lengths), mixed)
-        )
+        query, memory = self.attention.project(read)
+        mixed = self.attention.attend_last(query, memory, lengths)
+        x = self.attention_residual.after(last_valid(x, lengths), last_valid(read, lengths), mixed)
+        return self._feed_forward(x), memory
+
+    def think(
+        self, x: Float[Tensor, "B P D"], memory: KeyValues, chains: Chains, past: Thoughts | None
+    ) -> tuple[Float[Tensor, "B P D"], Thoughts]:
+        """One step of each chain: its new state, and what its later steps need."""
+        read = self.attention_residual.before(x)
+        step = 1 if past is None else past.keys.shape[3] + 1
+        query, new = self.attention.project(read, chains.places + step)
+        own = Thoughts.begun(new) if past is None else past.extended(new)
+        x = self.attention_residual.after(x, read, self.attention.attend_in_chains(query, memory, own, chains))
+        return self._feed_forward(x), own
 
 
 class BlockStack(nn.Module):
@@ -271,22 +319,43 @@ class BlockStack(nn.Module):
             x, _ = block(x, key_mask=key_mask, causal=causal)
         return self.norm(x)
 
-    def last(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], causal: bool = False) -> Float[Tensor, "B D"]:
-        """The state of each row's last event; the last block computes no other. `causal` as in `forward`."""
+    def last(
+        self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], causal: bool = False
+    ) -> tuple[Float[Tensor, "B D"], tuple[KeyValues, ...]]:
+        """The state of each row's last event, and each block's memory; the last block computes no other state."""
         key_mask = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[:, None, None, :]
-        blocks = list(self)
+        blocks, memory = list(self), []
         for block in blocks[:-1]:
-            x, _ = block(x, key_mask=None if causal else key_mask, causal=causal)
-        final = blocks[-1].last(x, lengths) if blocks else last_valid(x, lengths)
-        return self.norm(final).squeeze(1)
+            x, cached = block(x, key_mask=None if causal else key_mask, causal=causal)
+            memory.append(cached)
+        if not blocks:
+            return self.norm(last_valid(x, lengths)).squeeze(1), ()
+        final, cached = blocks[-1].last(x, lengths)
+        return self.norm(final).squeeze(1), (*memory, cached)
 
-    def prefill(self, x: Float[Tensor, "B L D"]) -> tuple[Float[Tensor, "B L D"], tuple[KeyValues, ...]]:
-        """Causal states of the whole window, and each block's memory of it."""
+    def prefill(
+        self, x: Float[Tensor, "B L D"], key_mask: Bool[Tensor, "B 1 1 L"] | None = None, causal: bool = False
+    ) -> tuple[Float[Tensor, "B L D"], tuple[KeyValues, ...]]:
+        """States of the whole window, and each block's memory of it."""
         memory = []
         for block in self:
-            x, cached = block(x, causal=True)
+            x, cached = block(x, key_mask=key_mask, causal=causal)
             memory.append(cached)
         return self.norm(x), tuple(memory)
+
+    def think(
+        self,
+        x: Float[Tensor, "B P D"],
+        memory: tuple[KeyValues, ...],
+        chains: Chains,
+        past: tuple[Thoughts, ...] | None,
+    ) -> tuple[Float[Tensor, "B P D"], tuple[Thoughts, ...]]:
+        """One step of every chain; the memory of the events stays as it is."""
+        longer = []
+        for number, (block, remembered) in enumerate(zip(self, memory, strict=True)):
+            x, own = block.think(x, remembered, chains, None if past is None else past[number])
+            longer.append(own)
+        return self.norm(x), tuple(longer)
 
     def step(
         self, x: Float[Tensor, "B 1 D"], memory: tuple[KeyValues, ...]

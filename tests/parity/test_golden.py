@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tfidf": {},
     "sasrec": {"max_len": 8, "embedding_dim": 16, "ffn_dim": 32},
     "bert4rec": {"max_len": 4, "embedding_dim": 16, "ffn_dim": 32, "last_item_share": 0.5},
+    "rearec": {"max_len": 8, "embedding_dim": 16, "ffn_dim": 32},
 }
 LOSSES: dict[str, dict[str, Any]] = {
     "sampled-softmax": {"negatives": 12, "sampling": "mixed"},

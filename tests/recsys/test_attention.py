@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from watching import largest_tensor
 
 from recsys import attention as module
-from recsys.attention import attention, attention_of_last, distance_penalty
+from recsys.attention import attention, attention_of_chains, attention_of_last, distance_penalty
 
 BATCH, HEADS, WIDTH = 3, 2, 5
 KINDS = [
@@ -184,3 +184,35 @@ def test_scores_exist_chunk_by_chunk(length: int, monkeypatch: pytest.MonkeyPatc
     query, keys, values = inputs(length)
     largest = largest_tensor(lambda: chunked(query, keys, values, None, True, 0.0).sum().backward())
     assert largest <= max(HEADS * 16 * 400, BATCH * HEADS * length * WIDTH)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("with_sink", [True, False])
+@pytest.mark.parametrize("recency", [0.0, 0.5])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_chain_attends_as_if_it_stood_behind_its_place_alone(
+    steps: int, recency: float, with_sink: bool, causal: bool
+) -> None:
+    """Chain by chain: the events it sees, then its own steps, as one sequence under the plain formula."""
+    chains, total = 4, 6
+    query, keys, values = inputs(chains, total)
+    own_keys, own_values = (torch.randn(BATCH, HEADS, chains, steps, WIDTH, dtype=torch.float64) for _ in range(2))
+    places = torch.tensor([[0, 3, 5, 3], [5, 4, 1, 0], [2, 2, 0, 1]])
+    seen = torch.arange(total) <= places[:, :, None] if causal else key_mask(total)[:, 0].clone()
+    sink = torch.tensor([0.3, -1.0], dtype=torch.float64) if with_sink else None
+    mixed = attention_of_chains(query, (keys, own_keys), (values, own_values), places, seen, recency, sink)
+    assert mixed.shape == query.shape
+    for row, chain in itertools.product(range(BATCH), range(chains)):
+        visible = seen[row, chain if causal else 0]
+        distance = torch.cat([
+            (places[row, chain] + steps - torch.arange(total))[visible].abs(),
+            torch.arange(steps - 1, -1, -1),
+        ])
+        for head in range(HEADS):
+            all_keys = torch.cat([keys[row, head, visible], own_keys[row, head, chain]])
+            all_values = torch.cat([values[row, head, visible], own_values[row, head, chain]])
+            logits = all_keys @ query[row, head, chain] / math.sqrt(WIDTH) - recency ** (1 + head) * distance
+            logits = logits if recency else all_keys @ query[row, head, chain] / math.sqrt(WIDTH)
+            mass = logits.exp()
+            nothing = 0.0 if sink is None else sink[head].exp()
+            assert_close(mixed[row, head, chain], (mass / (mass.sum() + nothing)) @ all_values)

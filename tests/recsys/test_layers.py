@@ -177,7 +177,7 @@ def test_a_gate_that_is_shut_leaves_the_state_alone() -> None:
 def test_a_stack_steps_as_it_reads_the_whole_window(layout: str) -> None:
     stack, x = scrambled(BlockStack(config(**LAYOUTS[layout], num_blocks=3), NORM_EPS)), events()
     whole = stack(x, causal=True)
-    states, memory = stack.prefill(x[:, :2])
+    states, memory = stack.prefill(x[:, :2], causal=True)
     assert_close(states, whole[:, :2])
     for place in range(2, LENGTH):
         state, memory = stack.step(x[:, place : place + 1], memory)
@@ -194,7 +194,12 @@ def test_the_last_state_alone_is_that_of_the_whole_window(layout: str, num_block
     lengths, x = torch.tensor([5, 1, 3], dtype=torch.int32), events()
     for row, length in enumerate(lengths.tolist()):
         expected = stack(x[row : row + 1, :length], causal=causal)[:, -1]
-        assert_close(stack.last(x, lengths, causal=causal)[row : row + 1], expected)
+        state, memory = stack.last(x, lengths, causal=causal)
+        assert_close(state[row : row + 1], expected)
+        _, whole = stack.prefill(x[row : row + 1, :length], causal=causal)
+        for part, other in zip(memory, whole, strict=True):
+            assert_close(part.keys[row : row + 1, :, :length], other.keys)
+            assert_close(part.values[row : row + 1, :, :length], other.values)
 
 
 def test_recency_counts_from_the_newest_key_when_events_come_one_by_one() -> None:
@@ -207,19 +212,23 @@ def test_recency_counts_from_the_newest_key_when_events_come_one_by_one() -> Non
 
 def test_a_turn_is_a_complex_product() -> None:
     x = events(length=200)[:, :, :6]
-    assert_close(rotated(x[:, None], 0)[:, 0], turned_by_hand(x), rtol=1e-5, atol=1e-5)
-    assert_close(rotated(x[:, None, 40:60], 40)[:, 0], turned_by_hand(x)[:, 40:60], rtol=1e-5, atol=1e-5)
+    places = torch.arange(200)
+    assert_close(rotated(x[:, None], places)[:, 0], turned_by_hand(x), rtol=1e-5, atol=1e-5)
+    assert_close(rotated(x[:, None, 40:60], places[40:60])[:, 0], turned_by_hand(x)[:, 40:60], rtol=1e-5, atol=1e-5)
+    by_row = rotated(x[:, None, [7, 9]], torch.tensor([[7, 9]] * len(x)))[:, 0]
+    assert_close(by_row, turned_by_hand(x)[:, [7, 9]], rtol=1e-5, atol=1e-5)
 
 
 def test_turned_scores_depend_on_distances_alone() -> None:
     """And so does the whole attention: a window's place changes nothing, the order in it does."""
     query, key = events(seed=2)[:, None, :, :6], events(seed=3)[:, None, :, :6]
-    scores = rotated(query, 0) @ rotated(key, 0).transpose(2, 3)
-    for shift in (1, 17, 300):
-        assert_close(rotated(query, shift) @ rotated(key, shift).transpose(2, 3), scores, rtol=1e-4, atol=1e-4)
-    assert (rotated(query, 1) @ rotated(key, 0).transpose(2, 3) - scores).abs().max() > 0.1
+    places = torch.arange(LENGTH)
+    scores = rotated(query, places) @ rotated(key, places).transpose(2, 3)
+    for moved in (places + 1, places + 17, places + 300):
+        assert_close(rotated(query, moved) @ rotated(key, moved).transpose(2, 3), scores, rtol=1e-4, atol=1e-4)
+    assert (rotated(query, places + 1) @ rotated(key, places).transpose(2, 3) - scores).abs().max() > 0.1
     attention, x = scrambled(SelfAttention(config(positions="rotary"))), events()
-    mixed = [attention.attend(*attention.project(x, first), causal=True) for first in (0, 50)]
+    mixed = [attention.attend(*attention.project(x, moved), causal=True) for moved in (places, places + 50)]
     assert_close(mixed[0], mixed[1], rtol=1e-4, atol=1e-4)
     swapped = x[:, [1, 0, 2, 3, 4]]
     assert (attention.attend(*attention.project(swapped))[:, 4] - attention.attend(*attention.project(x))[:, 4]).any()

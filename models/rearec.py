@@ -1,0 +1,302 @@
+"""ReaRec: latent reasoning before recommending (Tang et al., 2025, arXiv:2503.22675).
+
+Reference: TangJiakai/ReaRec at 7f46432; tests/parity/ holds its numbers.
+The state after the last event, plus a vector of its own for each step, is fed back K times; every step attends to the
+history and to the steps before it. Two objectives make that worth the time:
+
+    erl    cross-entropy of the mean of all states, less a divergence between the steps (`recsys.divergence`)
+    prl    cross-entropy of every state, softer at first (temperature tau * alpha^(K - k)), and a contrast that brings
+           each state near to that of a second view: other dropout, noise on the steps
+    last   cross-entropy of the last state alone: the paper's control RPE, and without step vectors Naive
+
+Where paper and release differ, `form` says which is followed: the sums over steps (paper) or means (release), noise of
+that variance (paper) or deviation (release), gradients through both sides of the divergence (paper) or one.
+Deviates on purpose:
+  - with a causal backbone every event of a window is a history of its own: its chain of steps sees the events before
+    it and nothing of other chains, so one pass trains what the release trains row by row, prefix by prefix;
+  - divergence and contrast are those of one history a row, drawn anew for every batch: prefixes of one user are near
+    to each other, and pushing them apart would mislead;
+  - no epochs without contrast first: the loop's own warm-up does that;
+  - padding is no class of the softmax.
+Dimensions: B batch, L positions, P chains a row, S = K + 1 states, D width, E width of vectors, V item rows.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from models.bert4rec import BERT4Rec, BERT4RecConfig
+from models.sasrec import SASRec, SASRecConfig, SASRecState
+from recsys.batches import Histories, TrainBatch, WindowShape
+from recsys.divergence import Form, step_divergence
+from recsys.errors import ConfigError
+from recsys.layers import Chains, KeyValues, TransformerConfig
+from recsys.losses import LossConfig
+from recsys.negatives import Negatives
+from recsys.sequences import IntArray, Windows
+
+Objective = Literal["erl", "prl", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningConfig:
+    """How far the model thinks, and how it learns to.
+
+    `diversity` is ERL's weight of the divergence; `sharpening` (alpha), `noise` and `contrast` (the weight) are PRL's.
+    """
+
+    steps: int = 2
+    objective: Objective = "prl"
+    step_vectors: bool = True
+    form: Form = "released"
+    diversity: float = 0.05
+    sharpening: float = 5.0
+    noise: float = 0.01
+    contrast: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "diversity", "noise", "contrast"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"ReasoningConfig: {name}={getattr(self, name)} must be at least 0.")
+        if not self.sharpening > 0:
+            raise ConfigError(f"ReasoningConfig: sharpening={self.sharpening} must be above 0.")
+
+    @property
+    def noise_deviation(self) -> float:
+        """Standard deviation of the noise."""
+        return math.sqrt(self.noise) if self.form == "paper" else self.noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaRecConfig(TransformerConfig):
+    """The backbone's settings, and how it reasons. `input_norm` is SASRec's; BERT4Rec always has one."""
+
+    backbone: Literal["sasrec", "bert4rec"] = "sasrec"
+    activation: Literal["relu", "gelu", "swiglu"] = "relu"
+    input_norm: bool = False
+    mask_share: float = 0.2
+    last_item_share: float = 0.1
+    temperature: float = 1.0
+    loss: LossConfig = field(default_factory=LossConfig)
+    reasoning: ReasoningConfig = field(default_factory=ReasoningConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.of_backbone()
+        if not self.temperature > 0:
+            raise ConfigError(f"ReaRecConfig: temperature={self.temperature} must be above 0.")
+        if self.loss.kind == "bce":
+            raise ConfigError(
+                "ReaRecConfig: loss.kind=bce has no softmax to sharpen; choose softmax, sampled-softmax or gbce."
+            )
+
+    def of_backbone(self) -> SASRecConfig | BERT4RecConfig:
+        """The settings that the backbone alone would have."""
+        kind = SASRecConfig if self.backbone == "sasrec" else BERT4RecConfig
+        return kind(**{entry.name: getattr(self, entry.name) for entry in fields(kind)})
+
+
+class ReaRec(nn.Module):
+    """A backbone that thinks K steps in latent space before it answers."""
+
+    def __init__(self, config: ReaRecConfig) -> None:
+        super().__init__()
+        self.config = config
+        settings = config.of_backbone()
+        self.backbone = SASRec(settings) if isinstance(settings, SASRecConfig) else BERT4Rec(settings)
+        self.max_len = self.backbone.max_len
+        thinks = config.reasoning.steps > 0 and config.reasoning.step_vectors
+        self.step_vectors = nn.Embedding(config.reasoning.steps, config.embedding_dim) if thinks else None
+        if self.step_vectors is not None:
+            nn.init.trunc_normal_(self.step_vectors.weight, std=0.02, a=-0.04, b=0.04)
+
+    def encode(self, batch: Histories, steps: int | None = None) -> Float[Tensor, "B E"]:
+        """What the model would recommend after all its steps, or after fewer."""
+        return self.answer(self.reason(batch, steps))
+
+    def reason(self, batch: Histories, steps: int | None = None) -> Float[Tensor, "S B D"]:
+        """States r_0 (the backbone's own) to r_K."""
+        first, memory = self.backbone.remember_last(batch)
+        place = batch.lengths.long() - (1 if self.causal else 0)  # BERT4Rec answers at the [mask] behind the last event
+        width = batch.items.shape[1] + (0 if self.causal else 1)
+        return self._chain(first[:, None], memory, chains_up_to(place, width), steps).squeeze(2)
+
+    def answer(self, states: Float[Tensor, "S *N D"]) -> Float[Tensor, "*N E"]:
+        """One vector of all states: ERL's mean of them, or the last."""
+        pooled = states.mean(dim=0) if self.config.reasoning.objective == "erl" else states[-1]
+        return self.backbone.predictions(pooled) / self.config.temperature
+
+    def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V E"]:
+        """The backbone's."""
+        return self.backbone.item_vectors(rows)
+
+    def _chain(
+        self,
+        first: Float[Tensor, "B P D"],
+        memory: tuple[KeyValues, ...],
+        chains: Chains,
+        steps: int | None = None,
+    ) -> Float[Tensor, "S B P D"]:
+        """Each state fed back, step by step."""
+        states, past = [first], None
+        for step in range(self._allowed(steps)):
+            state, past = self.backbone.blocks.think(self._fed_back(states[-1], step), memory, chains, past)
+            states.append(state)
+        return torch.stack(states)
+
+    def _fed_back(self, state: Float[Tensor, "B P D"], step: int, noise: float = 0.0) -> Float[Tensor, "B P D"]:
+        """A state as the next step's input, treated as events are."""
+        x = state if self.step_vectors is None else state + self.step_vectors.weight[step]
+        if noise:
+            x = x + noise * torch.randn_like(x)
+        return self.backbone.dropout(self.backbone.embedding_norm(x))
+
+    @property
+    def causal(self) -> bool:
+        """Whether events see only those before them, so that each is the end of a history."""
+        return isinstance(self.backbone, SASRec)
+
+    @property
+    def window(self) -> WindowShape:
+        """The backbone's."""
+        return self.backbone.window
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether vectors depend on timestamps."""
+        return self.backbone.reads_times
+
+    def learn_popularity(self, counts: IntArray) -> None:
+        """For negatives by popularity: training events of each item row, [V]."""
+        self.backbone.learn_popularity(counts)
+
+    def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:
+        """The backbone's: every event predicts the next, or masked ones are filled in."""
+        return self.backbone.training_batch(windows, rng)
+
+    def loss(self, batch: TrainBatch) -> Float[Tensor, ""]:
+        """The objective over all targets, and what ERL or PRL add, for one target of each row."""
+        reasoning = self.config.reasoning
+        first, memory = self.backbone.remember(batch.history, batch.timestamps)
+        places, valid = target_places(batch.target)
+        chains = Chains(places, self._visible(batch.history, places))
+        states = self._chain(at_places(first, places), memory, chains)
+        negatives = None if batch.negatives is None else batch.negatives.at(valid)
+        loss = self._prediction_loss(states[:, valid], batch.target.gather(1, places)[valid], negatives)
+        if not (reasoning.steps and valid.any()):
+            return loss
+        rows, drawn = one_per_row(valid)
+        if reasoning.objective == "erl" and reasoning.diversity:
+            answers = self.backbone.predictions(states[:, rows, drawn]) / self.config.temperature
+            loss = loss - reasoning.diversity * step_divergence(answers, self.item_vectors(), reasoning.form)
+        if reasoning.objective == "prl" and reasoning.contrast:
+            place = places[rows, drawn][:, None]
+            alone = Chains(place, self._visible(batch.history[rows], place))
+            clean = states[:, rows, drawn]
+            loss = loss + reasoning.contrast * self._contrast(batch.rows(rows), clean, alone)
+        return loss
+
+    def _prediction_loss(
+        self, states: Float[Tensor, "S N D"], target: Int[Tensor, " N"], negatives: Negatives | None
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy of the answer, and with PRL of every earlier state at a higher temperature."""
+        loss = self.backbone.catalog_loss(self.answer(states), self.item_vectors, target, negatives)
+        if self.config.reasoning.objective != "prl":
+            return loss
+        earlier = [
+            self.backbone.catalog_loss(
+                self.backbone.predictions(state) / (self.config.temperature * softening),
+                self.item_vectors,
+                target,
+                negatives,
+            )
+            for state, softening in zip(states[:-1], self._softening(), strict=True)
+        ]
+        return loss + self._over_steps(earlier) if earlier else loss
+
+    def _softening(self) -> list[float]:
+        """alpha^(K - k) of steps 0 to K - 1."""
+        steps = self.config.reasoning.steps
+        return [self.config.reasoning.sharpening**exponent for exponent in range(steps, 0, -1)]
+
+    def _over_steps(self, losses: list[Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        total = torch.stack(losses).sum()
+        return total if self.config.reasoning.form == "paper" else total / len(losses)
+
+    def _contrast(self, batch: TrainBatch, clean: Float[Tensor, "S B D"], chains: Chains) -> Float[Tensor, ""]:
+        """Each step of a second view among the first views of all rows: a softmax of inner products, own row right.
+
+        The second view has its own dropout and its own memory; each of its steps starts from the first view's state.
+        """
+        _, memory = self.backbone.remember(batch.history, batch.timestamps)
+        own, past, losses = torch.arange(len(chains.places), device=clean.device), None, []
+        for step, (before, after) in enumerate(pairwise(clean)):
+            x = self._fed_back(before[:, None], step, self.config.reasoning.noise_deviation)
+            noisy, past = self.backbone.blocks.think(x, memory, chains, past)
+            similarity = noisy.squeeze(1) @ after.T / self.config.temperature
+            losses.append(
+                F.cross_entropy(similarity.float() if similarity.dtype == torch.bfloat16 else similarity, own)
+            )
+        return self._over_steps(losses)
+
+    def _visible(self, history: Int[Tensor, "B L"], places: Int[Tensor, "B P"]) -> Bool[Tensor, "B Q L"]:
+        """Which events a chain sees: those up to its place, or all of its window."""
+        if not self.causal:
+            return (history != 0)[:, None]
+        return torch.arange(history.shape[1], device=history.device) <= places[:, :, None]
+
+    def _allowed(self, steps: int | None) -> int:
+        most = self.config.reasoning.steps
+        if steps is not None and not 0 <= steps <= most:
+            raise ValueError(f"steps={steps} must lie between 0 and the {most} that the model was trained with")
+        return most if steps is None else steps
+
+    def prefill(self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> SASRecState:
+        """Keys and values of histories of one common length (no padding); with a causal backbone only."""
+        return self._causal_backbone().prefill(history, timestamps)
+
+    def step(
+        self, state: SASRecState, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"], steps: int | None = None
+    ) -> tuple[SASRecState, Float[Tensor, "B E"]]:
+        """One more event: the new state, which holds no reasoning, and the vector `encode` would give."""
+        state, first = self._causal_backbone().step(state, event, timestamp)
+        chains = chains_up_to(torch.full_like(event, state.length - 1), state.length)
+        return state, self.answer(self._chain(first[:, None], state.memory, chains, steps).squeeze(2))
+
+    def _causal_backbone(self) -> SASRec:
+        if not isinstance(self.backbone, SASRec):
+            raise TypeError("backbone=bert4rec reads both ways: a further event changes every state; encode anew")
+        return self.backbone
+
+
+def chains_up_to(place: Int[Tensor, " B"], width: int) -> Chains:
+    """One chain a row, behind the event at `place` of `width` and seeing all up to it."""
+    return Chains(place[:, None], (torch.arange(width, device=place.device) <= place[:, None])[:, None])
+
+
+def target_places(target: Int[Tensor, "B L"]) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
+    """Places of each row's targets, in order, and which of them are any: rows have different numbers."""
+    known = target != 0
+    most = max(1, int(known.sum(dim=1).max()))
+    places = (~known).int().argsort(dim=1, stable=True)[:, :most]
+    return places, known.gather(1, places)
+
+
+def at_places(states: Float[Tensor, "B L D"], places: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
+    """The states at the places of each row."""
+    return states.gather(1, places[:, :, None].expand(-1, -1, states.shape[2]))
+
+
+def one_per_row(valid: Bool[Tensor, "B P"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """Rows that have a valid column, and one of each row's, drawn at random; the valid ones come first."""
+    counts = valid.sum(dim=1)
+    rows = counts.nonzero().squeeze(1)
+    drawn = (torch.rand(len(rows), device=valid.device) * counts[rows]).long()
+    return rows, drawn
