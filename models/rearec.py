@@ -121,12 +121,22 @@ class ReaRec(nn.Module):
         """What the model would recommend after all its steps, or after fewer."""
         return self.answer(self.reason(batch, steps))
 
+    def answers(self, batch: Histories) -> Float[Tensor, "S B E"]:
+        """What it would recommend after 0 to K steps."""
+        states = self.reason(batch)
+        return torch.stack([self.answer(states[: steps + 1]) for steps in range(len(states))])
+
+    @property
+    def most_steps(self) -> int:
+        """K."""
+        return self.config.reasoning.steps
+
     def reason(self, batch: Histories, steps: int | None = None) -> Float[Tensor, "S B D"]:
         """States r_0 (the backbone's own) to r_K."""
         first, memory = self.backbone.remember_last(batch)
         place = batch.lengths.long() - (1 if self.causal else 0)  # BERT4Rec answers at the [mask] behind the last event
-        width = batch.items.shape[1] + (0 if self.causal else 1)
-        return self._chain(first[:, None], memory, chains_up_to(place, width), steps).squeeze(2)
+        events = torch.arange(batch.items.shape[1] + (0 if self.causal else 1), device=place.device)
+        return self._chain(first[:, None], memory, chains_up_to(place, events), steps).squeeze(2)
 
     def answer(self, states: Float[Tensor, "S *N D"]) -> Float[Tensor, "*N E"]:
         """One vector of all states: ERL's mean of them, or the last."""
@@ -253,10 +263,11 @@ class ReaRec(nn.Module):
         return torch.arange(history.shape[1], device=history.device) <= places[:, :, None]
 
     def _allowed(self, steps: int | None) -> int:
-        most = self.config.reasoning.steps
-        if steps is not None and not 0 <= steps <= most:
-            raise ValueError(f"steps={steps} must lie between 0 and the {most} that the model was trained with")
-        return most if steps is None else steps
+        if steps is not None and not 0 <= steps <= self.most_steps:
+            raise ValueError(
+                f"steps={steps} must lie between 0 and the {self.most_steps} that the model was trained with"
+            )
+        return self.most_steps if steps is None else steps
 
     def prefill(self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> SASRecState:
         """Keys and values of histories of one common length (no padding); with a causal backbone only."""
@@ -267,7 +278,8 @@ class ReaRec(nn.Module):
     ) -> tuple[SASRecState, Float[Tensor, "B E"]]:
         """One more event: the new state, which holds no reasoning, and the vector `encode` would give."""
         state, first = self._causal_backbone().step(state, event, timestamp)
-        chains = chains_up_to(torch.full_like(event, state.length - 1), state.length)
+        events = torch.arange(state.length, device=event.device)
+        chains = chains_up_to(torch.full_like(event, state.length - 1), events)
         return state, self.answer(self._chain(first[:, None], state.memory, chains, steps).squeeze(2))
 
     def _causal_backbone(self) -> SASRec:
@@ -276,9 +288,9 @@ class ReaRec(nn.Module):
         return self.backbone
 
 
-def chains_up_to(place: Int[Tensor, " B"], width: int) -> Chains:
-    """One chain a row, behind the event at `place` of `width` and seeing all up to it."""
-    return Chains(place[:, None], (torch.arange(width, device=place.device) <= place[:, None])[:, None])
+def chains_up_to(place: Int[Tensor, " B"], events: Int[Tensor, " T"]) -> Chains:
+    """One chain a row, behind the event at `place` and seeing all up to it; `events` are 0 to T - 1."""
+    return Chains(place[:, None], (events <= place[:, None])[:, None])
 
 
 def target_places(target: Int[Tensor, "B L"]) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:

@@ -3,7 +3,8 @@
 manifest.json         SHA-256 of every file; a bundle that differs from it is refused
 model.json            model name, resolved config, `max_len`, the seen rule
 model.safetensors     weights
-encoder.onnx          items [B, L] i64 (and lengths [B] i32) -> vectors [B, D]
+encoder.onnx          items [B, L] i64 (and lengths [B] i32) -> vectors [B, D]; of a model that reasons also answers
+                      [S, B, D], those after 0, 1, ... steps
 index.faiss           inner products with item vectors
 catalog.parquet       item_id <-> item_idx
 items.parquet         what an answer may show of an item, in catalogue order

@@ -92,6 +92,20 @@ class TrainableRetriever(Retriever, Protocol):
 
 
 @runtime_checkable
+class Reasoner(TrainableRetriever, Protocol):
+    """A retriever that thinks some steps before it answers, and can be asked to stop earlier."""
+
+    @property
+    def most_steps(self) -> int:
+        """The steps of `encode`."""
+        ...
+
+    def answers(self, batch: Histories) -> Float[Tensor, "S B D"]:
+        """Vectors after 0, 1, ... steps; the last are those of `encode`."""
+        ...
+
+
+@runtime_checkable
 class Ranker(Protocol):
     """Scores of given candidates: the second stage."""
 

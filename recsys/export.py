@@ -11,14 +11,14 @@ import numpy as np
 import onnxruntime
 import polars as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recsys.batches import Histories
 from recsys.bundle import ModelCard
 from recsys.catalog import Catalog
-from recsys.contracts import TrainableRetriever
+from recsys.contracts import Reasoner, TrainableRetriever
 from recsys.errors import BundleError
 from recsys.index import FloatArray, ItemIndex
 
@@ -26,7 +26,10 @@ ENCODER_TOLERANCE = 1e-5
 
 
 class _Encoder(nn.Module):
-    """`encode` with plain tensors, as ONNX wants it; models that read no times get none."""
+    """`encode` with plain tensors, as ONNX wants it; models that read no times get none.
+
+    Of a `Reasoner` also its answers after fewer steps, as a second output.
+    """
 
     model: TrainableRetriever
 
@@ -34,9 +37,13 @@ class _Encoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
-        """Vectors of the histories."""
-        return self.model.encode(Histories(items, torch.zeros_like(items), lengths))
+    def forward(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> tuple[Tensor, ...]:
+        """Vectors of the histories [B, D], and of a `Reasoner` its answers [S, B, D]."""
+        batch = Histories(items, torch.zeros_like(items), lengths)
+        if not isinstance(self.model, Reasoner):
+            return (self.model.encode(batch),)
+        answers = self.model.answers(batch)
+        return answers[-1], answers
 
 
 def write_bundle_files(
@@ -75,7 +82,7 @@ def export_encoder(model: TrainableRetriever, max_len: int, path: Path) -> None:
             example,
             path,
             input_names=["items", "lengths"],
-            output_names=["vectors"],
+            output_names=["vectors", "answers"] if isinstance(model, Reasoner) else ["vectors"],
             dynamic_shapes=({0: batch, 1: events} if events else {0: batch}, {0: batch}),
             dynamo=True,
             external_data=False,
@@ -87,9 +94,11 @@ def check_encoder(model: TrainableRetriever, path: Path, batch: Histories) -> fl
     """Largest difference between torch and the ONNX graph on `batch`; a `BundleError` beyond the tolerance."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     inputs = {"items": batch.items.numpy(), "lengths": batch.lengths.numpy()}
-    (vectors,) = session.run(None, {entry.name: inputs[entry.name] for entry in session.get_inputs()})
+    vectors, *answers = session.run(None, {entry.name: inputs[entry.name] for entry in session.get_inputs()})
     with torch.no_grad():
         difference = float(np.abs(model.encode(batch).numpy() - vectors).max())
+        if isinstance(model, Reasoner):
+            difference = max(difference, float(np.abs(model.answers(batch).numpy() - answers[0]).max()))
     if not difference <= ENCODER_TOLERANCE:
         raise BundleError(
             f"{path}: the ONNX encoder differs from torch by {difference:.2g} on {len(batch.lengths)} histories "

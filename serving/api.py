@@ -58,6 +58,7 @@ def recommend(
     history = query.history or []
     _limit("history", len(history), settings.max_history)
     _limit("exclude", len(query.exclude), settings.max_history)
+    _within_reason(query.reasoning_steps, service.recommender.most_steps)
     answer = service.recommender.recommend(
         RecommendQuery(
             history=history,
@@ -65,6 +66,7 @@ def recommend(
             k=query.k,
             exclude_seen=query.exclude_seen,
             exclude=query.exclude,
+            reasoning_steps=query.reasoning_steps,
         )
     )
     metrics.answer(answer)
@@ -144,6 +146,7 @@ async def version(service: Loaded) -> messages.Version:
         items=bundle.catalog.num_items,
         max_len=bundle.card.max_len,
         seen=bundle.card.seen,
+        reasoning_steps=service.recommender.most_steps,
         no_history=bundle.card.no_history,
         exported=bundle.manifest.get("created"),
         metrics=bundle.metrics,
@@ -173,6 +176,13 @@ def _json(answer: BaseModel, status: int = 200) -> Response:
 def _limit(name: str, count: int, limit: int) -> None:
     if count > limit:
         raise HTTPException(413, f"{name}: {count:,} entries, and at most {limit:,} are read; send the newest")
+
+
+def _within_reason(steps: int | None, most: int) -> None:
+    if steps is not None and steps > most:
+        raise HTTPException(
+            422, f"reasoning_steps: {steps} were asked for, and the model of this bundle takes at most {most}"
+        )
 
 
 def _row(service: Service, item_id: str) -> int:

@@ -28,6 +28,9 @@ class RecommendRequest(Request):
     k: K = 10
     exclude_seen: bool | None = Field(default=None, description="null: the rule the bundle was evaluated with")
     exclude: list[ItemId] = []
+    reasoning_steps: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="null: as many as the model was trained with; at most reasoning_steps of /version"
+    )
 
     @model_validator(mode="after")
     def _names_somebody(self) -> Self:
@@ -143,6 +146,7 @@ class Version(BaseModel):
     items: int
     max_len: int
     seen: str
+    reasoning_steps: int
     no_history: str
     exported: str | None
     metrics: dict[str, Any]

@@ -21,13 +21,17 @@ Stage = Literal["state", "encode", "search"]
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """Whose next items are asked for: the stored events of `user_id`, then `history`, oldest first."""
+    """Whose next items are asked for: the stored events of `user_id`, then `history`, oldest first.
+
+    `reasoning_steps`: None for as many as the model was trained with.
+    """
 
     history: Sequence[str] = ()
     user_id: str | None = None
     k: int = 10
     exclude_seen: bool | None = None
     exclude: Sequence[str] = ()
+    reasoning_steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,11 @@ class Recommender:
         self._popular = _ranked(bundle.no_history)
         self._cosine = _cosine_index(bundle.index)
 
+    @property
+    def most_steps(self) -> int:
+        """How many reasoning steps may be asked for."""
+        return self._encoder.most_steps
+
     def recommend(self, query: Query) -> Answer:
         """The `k` best allowed items (fewer where fewer are left); never a retired one."""
         stages = Stages()
@@ -78,7 +87,7 @@ class Recommender:
         barred, unknown_barred = self.known(query.exclude)
         excluded = np.concatenate([self._bundle.catalog.retired_rows, barred, rows if self._hides_seen(query) else []])
         window = rows[-self._bundle.card.max_len :]
-        found, scores = self._ranking(window, query.k, excluded.astype(np.int64), stages)
+        found, scores = self._ranking(window, query, excluded.astype(np.int64), stages)
         return Answer(
             rows=found,
             scores=scores,
@@ -118,16 +127,18 @@ class Recommender:
     def _hides_seen(self, query: Query) -> bool:
         return self._bundle.card.seen == "exclude" if query.exclude_seen is None else query.exclude_seen
 
-    def _ranking(self, window: RowArray, k: int, excluded: RowArray, stages: Stages) -> tuple[RowArray, FloatArray]:
+    def _ranking(
+        self, window: RowArray, query: Query, excluded: RowArray, stages: Stages
+    ) -> tuple[RowArray, FloatArray]:
         if not len(window):
             with stages.measured("search"):
-                rows = self.popular(k, excluded)
+                rows = self.popular(query.k, excluded)
                 return rows, self._bundle.no_history[rows]
         with stages.measured("encode"):
-            vector = self._encoder.encode_one(window)
+            vector = self._encoder.encode_one(window, query.reasoning_steps)
         with stages.measured("search"):
             use_one_thread()
-            found, scores = self._bundle.index.search(vector, k, excluded)
+            found, scores = self._bundle.index.search(vector, query.k, excluded)
         return found[0], scores[0]
 
 

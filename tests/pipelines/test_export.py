@@ -13,7 +13,7 @@ from builders import random_rows, write_dataset
 from pipelines import export as export_module
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export, real_histories
-from pipelines.loading import run_scorer
+from pipelines.loading import run_model, run_scorer
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
 from pipelines.train import TrainConfig, train
@@ -92,7 +92,7 @@ def test_encoder_and_index_rank_as_the_evaluator(bundle: Bundle, run: Run, prepa
     histories = Histories.from_windows(prepared.store.windows(users, prepared.store.lengths, bundle.card.max_len))
     expected = run_scorer(run, prepared).scores(histories).numpy()
     session = onnxruntime.InferenceSession(str(bundle.encoder), providers=["CPUExecutionProvider"])
-    (vectors,) = session.run(None, {"items": histories.items.numpy(), "lengths": histories.lengths.numpy()})
+    (vectors,) = session.run(["vectors"], {"items": histories.items.numpy(), "lengths": histories.lengths.numpy()})
     rows, scores = bundle.index.search(vectors, 20)
     np.testing.assert_allclose(scores, np.take_along_axis(expected, rows, axis=1), atol=1e-5)
     np.testing.assert_allclose(scores, -np.sort(-expected[:, 1:], axis=1)[:, :20], atol=1e-5)
@@ -115,6 +115,23 @@ def test_other_layouts_answer_as_the_evaluator_too(
     evaluate(EvaluateConfig(runs=(run.folder,)), Reporter(quiet=True))
     bundle = export(ExportConfig(run=run.folder, out=tmp_path / "bundle"))
     test_encoder_and_index_rank_as_the_evaluator(bundle, run, prepared)
+
+
+@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec"])
+def test_a_model_that_reasons_answers_after_every_step(prepared: Prepared, tmp_path: Path, backbone: str) -> None:
+    """The loop is part of the graph."""
+    settings = (f"model.backbone={backbone}", "model.reasoning.steps=3", "training.learning_rate=0.03")
+    run = trained(prepared, "rearec", *SMALL, *settings, out=tmp_path / "run")
+    evaluate(EvaluateConfig(runs=(run.folder,)), Reporter(quiet=True))
+    bundle = export(ExportConfig(run=run.folder, out=tmp_path / "bundle"))
+    test_encoder_and_index_rank_as_the_evaluator(bundle, run, prepared)
+    _, model = run_model(run, prepared)
+    histories = real_histories(prepared, bundle.card.max_len)
+    session = onnxruntime.InferenceSession(str(bundle.encoder), providers=["CPUExecutionProvider"])
+    (answers,) = session.run(["answers"], {"items": histories.items.numpy(), "lengths": histories.lengths.numpy()})
+    with torch.no_grad():
+        for steps in range(4):
+            np.testing.assert_allclose(answers[steps], model.encode(histories, steps).numpy(), atol=1e-5)
 
 
 def test_the_histories_that_are_checked_are_of_all_lengths(prepared: Prepared) -> None:

@@ -13,6 +13,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from models.bert4rec import BERT4Rec, BERT4RecConfig
+from models.rearec import ReaRec, ReaRecConfig
 from models.sasrec import SASRec, SASRecConfig
 from recsys.batches import Histories
 from recsys.bundle import ModelCard
@@ -32,32 +33,35 @@ class Tiny:
     """A bundle and what it was made of."""
 
     folder: Path
-    model: SASRec | BERT4Rec
+    model: SASRec | BERT4Rec | ReaRec
     catalog: Catalog
     no_history: np.ndarray
 
-    def scores(self, history: Sequence[str]) -> np.ndarray:
+    def scores(self, history: Sequence[str], **options: Any) -> np.ndarray:
         """Torch's scores [V] of every row after the last `max_len` known events; padding and retired are -inf."""
         rows = [self.catalog.rows[item_id] for item_id in history if item_id in self.catalog.rows]
         items = torch.tensor([rows[-self.model.max_len :]])
         batch = Histories(items, torch.zeros_like(items), torch.tensor([items.shape[1]], dtype=torch.int32))
         with torch.no_grad():
-            scores = (self.model.encode(batch) @ self.model.item_vectors().T)[0].numpy().copy()
+            scores = (self.model.encode(batch, **options) @ self.model.item_vectors().T)[0].numpy().copy()
         scores[[0, *self.catalog.retired_rows]] = -np.inf
         return scores
 
 
-def random_model(name: str, num_items: int) -> SASRec | BERT4Rec:
+def random_model(name: str, num_items: int) -> SASRec | BERT4Rec | ReaRec:
     """Random weights, large enough for scores that differ."""
     torch.manual_seed(5)
     sizes: dict[str, Any] = {"num_items": num_items, "embedding_dim": 16, "num_blocks": 2, "num_heads": 2}
-    model = (
-        SASRec(SASRecConfig(max_len=10, **sizes)) if name == "sasrec" else BERT4Rec(BERT4RecConfig(max_len=11, **sizes))
-    )
+    models = {
+        "sasrec": lambda: SASRec(SASRecConfig(max_len=10, **sizes)),
+        "bert4rec": lambda: BERT4Rec(BERT4RecConfig(max_len=11, **sizes)),
+        "rearec": lambda: ReaRec(ReaRecConfig(max_len=10, **sizes)),
+    }
+    model = models[name]()
     with torch.no_grad():
         for weights in model.parameters():
             weights += 0.3 * torch.randn_like(weights)
-        model.items.weight[0].zero_()
+        model.item_vectors()[0].zero_()
     return model.eval()
 
 
@@ -95,6 +99,12 @@ def sasrec(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def bert4rec(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """41 items, window 10, seen items kept."""
     return tiny_bundle(tmp_path_factory.mktemp("bundles") / "bert4rec", "bert4rec", 41, seen="keep")
+
+
+@pytest.fixture(scope="session")
+def rearec(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """43 items, window 10, two steps, seen items kept."""
+    return tiny_bundle(tmp_path_factory.mktemp("bundles") / "rearec", "rearec", 43, seen="keep")
 
 
 @pytest.fixture

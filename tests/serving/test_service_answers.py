@@ -48,6 +48,28 @@ def test_the_top_20_of_1000_histories_are_those_of_the_torch_model(name, exclude
         assert_ranks_like(answer, scores, tiny.catalog.rows, 20)
 
 
+@pytest.mark.parametrize("steps", [None, 0, 1, 2])
+def test_a_model_that_reasons_takes_the_steps_it_is_asked_for(steps, rearec, client_of) -> None:
+    client, rng = client_of(rearec), np.random.default_rng(4)
+    assert client.get("/version").json()["reasoning_steps"] == 2
+    for _ in range(50):
+        history = random_history(rng, rearec.catalog.item_ids)
+        answer = recommend(client, history=history, k=20, reasoning_steps=steps)
+        assert_ranks_like(answer, rearec.scores(history, steps=steps), rearec.catalog.rows, 20)
+
+
+@pytest.mark.parametrize(("name", "most"), [("sasrec", 0), ("rearec", 2)])
+def test_more_steps_than_the_bundle_has_are_refused(name, most, request, client_of) -> None:
+    client = client_of(request.getfixturevalue(name))
+    assert client.get("/version").json()["reasoning_steps"] == most
+    recommend(client, history=["item-05"], reasoning_steps=most)
+    answer = client.post("/v1/recommend", json={"history": ["item-05"], "reasoning_steps": most + 1})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == (
+        f"reasoning_steps: {most + 1} were asked for, and the model of this bundle takes at most {most}"
+    )
+
+
 @pytest.mark.parametrize(("name", "hidden"), [("sasrec", True), ("bert4rec", False)])
 def test_without_exclude_seen_the_rule_of_the_bundle_holds(name, hidden, request, client_of) -> None:
     tiny = request.getfixturevalue(name)
