@@ -14,6 +14,7 @@ from types import FrameType
 
 import torch
 
+from benchmarks.contrast import write_contrast
 from benchmarks.records import Experiment, read_experiments, read_floors, read_record, write_floors, write_record
 from benchmarks.results_page import PAGE, page
 from pipelines.evaluate import EvaluateConfig, evaluate
@@ -22,7 +23,7 @@ from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
 from pipelines.train import TrainConfig, train
 from recsys.prepared import open_prepared
-from recsys.runs import open_run
+from recsys.runs import Run, open_run
 
 
 class TimeUp(BaseException):
@@ -99,8 +100,31 @@ def run_one(experiment: Experiment, model: str, seed: int, work: Path, reporter:
         train(config, reporter)
     evaluation = evaluate(EvaluateConfig(runs=(run,)), reporter)
     write_record(experiment, model, seed, open_run(run))
+    for variant in contrasts_with(experiment, model):
+        if both := pairs(experiment, variant, folder):
+            write_contrast(experiment, variant, both)
     if read_floors(experiment) is None:
         write_floors(experiment, open_prepared(folder / "prepared").manifest["counts"], dict(evaluation.floors))
+
+
+def contrasts_with(experiment: Experiment, model: str) -> list[str]:
+    """Variants that a further run of `model` says something of: itself, and those it is the base of."""
+    return [
+        name
+        for name, options in experiment.models.items()
+        if "against" in options and model in {name, options["against"]}
+    ]
+
+
+def pairs(experiment: Experiment, variant: str, folder: Path) -> dict[int, tuple[Run, Run]]:
+    """Runs of base and variant by seed, where both are at hand and evaluated."""
+    names = (experiment.models[variant]["against"], variant)
+    found = {}
+    for seed in range(experiment.seeds):
+        folders = [run_folder(experiment, folder, name, seed) for name in names]
+        if all((path / "evaluation").exists() for path in folders):
+            found[seed] = (open_run(folders[0]), open_run(folders[1]))
+    return found
 
 
 def prepare_data(experiment: Experiment, folder: Path) -> None:

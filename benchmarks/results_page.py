@@ -4,10 +4,20 @@ from datetime import UTC, datetime
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.contrast import read_contrast
 from benchmarks.records import HERE, Experiment, read_floors, read_record
 from models.registry import FLOORS
 
 PAGE = HERE.parent / "docs" / "results.md"
+SEGMENTS = {
+    "all": "all",
+    "history: 1-5": "1 to 5 events",
+    "history: 6-20": "6 to 20 events",
+    "history: 21-50": "21 to 50 events",
+    "history: 51-200": "51 to 200 events",
+    "popularity decile: 1": "rarest tenth of items",
+    "popularity decile: 10": "most popular tenth",
+}
 METRICS = ("ndcg@10", "hit_rate@10", "mrr@10", "coverage@10")
 
 
@@ -43,7 +53,45 @@ def experiment_section(experiment: Experiment) -> str | None:
     lines += [row(f"*{entry['model']}* (published: {entry['source']})", "-", [entry]) for entry in experiment.published]
     lines += [model_row(model, records) for model in experiment.models if (records := done(experiment, model))]
     lines += ["", *(f"- {line}" for line in experiment.remarks)]
+    lines += contrast_lines(experiment)
     return "\n".join([*lines, "", provenance(experiment)]).replace("\n\n\n", "\n\n")
+
+
+def contrast_lines(experiment: Experiment) -> list[str]:
+    """Variants beside their bases, and step by step where they reason."""
+    variants = [name for name, options in experiment.models.items() if "against" in options]
+    contrasts = {name: record for name in variants if (record := read_contrast(experiment, name))}
+    if not contrasts:
+        return []
+    return [
+        "",
+        "Difference in NDCG@10 from the base, the same cases and seeds, with its 95 % interval over users:",
+        "",
+        "| variant | base | seeds | " + " | ".join(SEGMENTS.values()) + " |",
+        "|---|---|---|" + "---|" * len(SEGMENTS),
+        *(contrast_row(name, record) for name, record in contrasts.items()),
+        "",
+        "By steps taken, mean over the seeds. *Best so far* belongs to an oracle that knows the target and picks the "
+        "best step of each case; *similarity* is the cosine with the answer one step earlier.",
+        "",
+        "| variant | steps | ndcg@10 | hit_rate@10 | best so far | similarity |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {number} | {step['ndcg@10']:.4f} | {step['hit_rate@10']:.4f} | {step['best so far']:.4f} "
+            f"| {step['similarity']:.3f} |"
+            for name, record in contrasts.items()
+            for number, step in enumerate(record["steps"])
+        ),
+    ]
+
+
+def contrast_row(name: str, record: dict[str, Any]) -> str:
+    """One line: differences of all cases and of some segments."""
+    cells = [
+        f"{entry['difference']:+.4f} ({entry['low']:+.4f} to {entry['high']:+.4f})" if entry else "-"
+        for entry in (record["segments"].get(segment) for segment in SEGMENTS)
+    ]
+    return "| " + " | ".join([name, record["base"], str(len(record["seeds"])), *cells]) + " |"
 
 
 def done(experiment: Experiment, model: str) -> list[dict[str, Any]]:
