@@ -1,6 +1,5 @@
 """TF-IDF: items whose text is most like that of the last item; the floor of every text model."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from recsys.batches import Histories
 from recsys.errors import DataError
+from recsys.item_text import WORD, has_text, item_texts
 from recsys.sparse import csr_arrays, csr_from_arrays, dense, last_items
 from recsys.splits import TrainingEvents
-
-WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +50,6 @@ class Tfidf:
     def from_arrays(cls, config: TfidfConfig, arrays: Mapping[str, np.ndarray]) -> "Tfidf":
         """From what `arrays` gave."""
         return cls(config, csr_from_arrays("vectors", arrays))
-
-
-def has_text(items: pl.DataFrame) -> bool:
-    """Whether any item is described by at least one word."""
-    return any(map(WORD.search, item_texts(items)))
-
-
-def item_texts(items: pl.DataFrame) -> list[str]:
-    """All text of each item in one string, "" where there is none."""
-    columns = [
-        pl.col(name).list.join(" ") if dtype == pl.List(pl.String) else pl.col(name)
-        for name, dtype in items.schema.items()
-        if name not in {"item_id", "image"} and dtype in {pl.String, pl.List(pl.String)}
-    ]
-    if not columns:
-        return [""] * len(items)
-    return items.select(pl.concat_str(columns, separator=" ", ignore_nulls=True).fill_null("")).to_series().to_list()
 
 
 def tfidf_vectors(texts: list[str]) -> sparse.csr_array:

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from models.popularity import Popularity, PopularityConfig
 from models.registry import ModelConfig, build_config, model_config, preset
-from models.tfidf import has_text
 from recsys.contracts import CatalogScorer, TrainableRetriever
+from recsys.item_text import has_text
 from recsys.prepared import Prepared
 from recsys.ranking import RetrieverScorer
 from recsys.runs import WEIGHTS, Run

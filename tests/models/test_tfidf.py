@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import events_of, histories_of
 
-from models.tfidf import Tfidf, TfidfConfig, item_texts
+from models.tfidf import Tfidf, TfidfConfig
 from recsys.errors import DataError
+from recsys.item_text import item_texts
 from recsys.splits import TrainingEvents
 
 TITLES = st.lists(st.text("ab cd", max_size=9), min_size=7, max_size=7)
