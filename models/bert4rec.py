@@ -96,7 +96,8 @@ class BERT4Rec(nn.Module):
     def predictions(self, states: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D+1"]:
         """The head: a vector whose inner product with an item's vector is that item's logit, bias included."""
         z = self.head_norm(F.gelu(self.head(states)))
-        return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
+        scored = torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
+        return scored if self.config.temperature == 1 else scored / self.config.temperature
 
     def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V E"]:
         """Embeddings with the output bias as a last dimension, of all items or of some; the mask's row stays inside."""

@@ -76,22 +76,29 @@ class ReasoningConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReaRecConfig(TransformerConfig):
-    """The backbone's settings, and how it reasons. `input_norm` is SASRec's; BERT4Rec always has one."""
+    """The backbone's settings, and how it reasons.
+
+    `input_norm` (BERT4Rec always has one), `items`, `text_width` and `cosine` are SASRec's, the shares BERT4Rec's.
+    """
 
     backbone: Literal["sasrec", "bert4rec"] = "sasrec"
     activation: Literal["relu", "gelu", "swiglu"] = "relu"
     input_norm: bool = False
     mask_share: float = 0.2
     last_item_share: float = 0.1
-    temperature: float = 1.0
+    items: Literal["table", "morec", "unisrec"] = "table"
+    text_width: int = 384
+    cosine: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
     reasoning: ReasoningConfig = field(default_factory=ReasoningConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.of_backbone()
-        if not self.temperature > 0:
-            raise ConfigError(f"ReaRecConfig: temperature={self.temperature} must be above 0.")
+        if self.backbone == "bert4rec" and (self.items != "table" or self.cosine):
+            raise ConfigError(
+                f"ReaRecConfig: items={self.items} and cosine={self.cosine} are settings of backbone=sasrec."
+            )
         if self.loss.kind == "bce":
             raise ConfigError(
                 "ReaRecConfig: loss.kind=bce has no softmax to sharpen; choose softmax, sampled-softmax or gbce."
@@ -141,7 +148,7 @@ class ReaRec(nn.Module):
     def answer(self, states: Float[Tensor, "S *N D"]) -> Float[Tensor, "*N E"]:
         """One vector of all states: ERL's mean of them, or the last."""
         pooled = states.mean(dim=0) if self.config.reasoning.objective == "erl" else states[-1]
-        return self.backbone.predictions(pooled) / self.config.temperature
+        return self.backbone.predictions(pooled)
 
     def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V E"]:
         """The backbone's."""
@@ -183,6 +190,15 @@ class ReaRec(nn.Module):
         """Whether vectors depend on timestamps."""
         return self.backbone.reads_times
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the backbone's items are made of text."""
+        return isinstance(self.backbone, SASRec) and self.backbone.reads_text
+
+    def learn_texts(self, vectors: Float[Tensor, "V F"]) -> None:
+        """The backbone's."""
+        self._causal_backbone().learn_texts(vectors)
+
     def learn_popularity(self, counts: IntArray) -> None:
         """For negatives by popularity: training events of each item row, [V]."""
         self.backbone.learn_popularity(counts)
@@ -204,7 +220,7 @@ class ReaRec(nn.Module):
             return loss
         rows, drawn = one_per_row(valid)
         if reasoning.objective == "erl" and reasoning.diversity:
-            answers = self.backbone.predictions(states[:, rows, drawn]) / self.config.temperature
+            answers = self.backbone.predictions(states[:, rows, drawn])
             loss = loss - reasoning.diversity * step_divergence(answers, self.item_vectors(), reasoning.form)
         if reasoning.objective == "prl" and reasoning.contrast:
             place = places[rows, drawn][:, None]
@@ -222,7 +238,7 @@ class ReaRec(nn.Module):
             return loss
         earlier = [
             self.backbone.catalog_loss(
-                self.backbone.predictions(state) / (self.config.temperature * softening),
+                self.backbone.predictions(state) / softening,
                 self.item_vectors,
                 target,
                 negatives,
@@ -277,7 +293,7 @@ class ReaRec(nn.Module):
         self, state: SASRecState, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"], steps: int | None = None
     ) -> tuple[SASRecState, Float[Tensor, "B E"]]:
         """One more event: the new state, which holds no reasoning, and the vector `encode` would give."""
-        state, first = self._causal_backbone().step(state, event, timestamp)
+        state, first = self._causal_backbone().remember_next(state, event, timestamp)
         events = torch.arange(state.length, device=event.device)
         chains = chains_up_to(torch.full_like(event, state.length - 1), events)
         return state, self.answer(self._chain(first[:, None], state.memory, chains, steps).squeeze(2))

@@ -9,7 +9,8 @@ Deviates on purpose:
   - right padding, positions from the window's first event: prefixes keep their states, so keys can be cached;
   - optionally, distances or rotations in place of learned positions (`recency`: ALiBi, Press et al., ICLR 2022,
     steeper), heads that may attend to nothing (`sink`), gates and SwiGLU (LiGR), intervals between events as input,
-    LayerNorm of the input (`input_norm`, as RecBole and ReaRec);
+    LayerNorm of the input (`input_norm`, as RecBole and ReaRec), items made of frozen text vectors and compared by
+    cosine (`items`, `cosine`: UniSRec, MoRec);
   - no dropout on attention weights, and no factor sqrt(D) on the input (items and positions start alike).
 Dimensions: B batch, L positions, D width, V item rows (row 0 is padding).
 """
@@ -19,13 +20,16 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape, next_item_batch
+from recsys.errors import ConfigError
 from recsys.layers import BlockStack, Dropout, KeyValues, TransformerConfig, init_weights, interval_buckets
 from recsys.losses import CatalogLoss, LossConfig
 from recsys.sequences import IntArray, Windows
+from recsys.text_items import TextItems
 
 NORM_EPS = 1e-8
 
@@ -36,11 +40,16 @@ class SASRecConfig(TransformerConfig):
 
     activation: Literal["relu", "gelu", "swiglu"] = "relu"
     input_norm: bool = False
+    items: Literal["table", "morec", "unisrec"] = "table"
+    text_width: int = 384
+    cosine: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.loss.check(self.num_items)
+        if self.text_width < 1:
+            raise ConfigError(f"{type(self).__name__}: text_width={self.text_width} must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,11 @@ class SASRec(nn.Module):
         super().__init__()
         self.config = config
         self.max_len = config.max_len
-        self.items = nn.Embedding(config.num_items + 1, config.embedding_dim, padding_idx=0)
+        self.items: nn.Embedding | TextItems = (
+            nn.Embedding(config.num_items + 1, config.embedding_dim, padding_idx=0)
+            if config.items == "table"
+            else TextItems(config.num_items, config.text_width, config.embedding_dim, config.items)
+        )
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.max_len, config.embedding_dim) if learned else None
         self.intervals = nn.Embedding(config.time_buckets, config.embedding_dim) if config.time_buckets else None
@@ -68,8 +81,18 @@ class SASRec(nn.Module):
         self.blocks = BlockStack(config, NORM_EPS)
         self.catalog_loss = CatalogLoss(config.loss, config.num_items)
         self.apply(init_weights)
-        with torch.no_grad():
-            self.items.weight[0].zero_()
+        if isinstance(self.items, nn.Embedding):
+            nn.init.zeros_(self.items.weight[0])
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether `learn_texts` is to be called before training."""
+        return isinstance(self.items, TextItems)
+
+    def learn_texts(self, vectors: Float[Tensor, "V F"]) -> None:
+        """Takes the frozen text vectors of all item rows; the weights hold them from then on."""
+        assert isinstance(self.items, TextItems)
+        self.items.features.copy_(vectors)
 
     def hidden_states(self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         """State after each event. Padding is on the right, so a causal mask alone hides it."""
@@ -88,20 +111,22 @@ class SASRec(nn.Module):
         return self.dropout(self.embedding_norm(x))
 
     def encode(self, batch: Histories) -> Float[Tensor, "B D"]:
-        """State after each history's last event."""
-        return self.remember_last(batch)[0]
+        """Prediction after each history's last event."""
+        return self.predictions(self.remember_last(batch)[0])
 
     def remember_last(self, batch: Histories) -> tuple[Float[Tensor, "B D"], tuple[KeyValues, ...]]:
         """State after each history's last event, and what later events need of the earlier ones."""
         return self.blocks.last(self._embedded(batch.items, batch.timestamps), batch.lengths, causal=True)
 
     def predictions(self, states: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        """The states themselves: there is no head between them and the item vectors."""
-        return states
+        """Vectors whose inner product with an item's is its score: there is no head, only scale."""
+        directions = F.normalize(states, dim=-1) if self.config.cosine else states
+        return directions if self.config.temperature == 1 else directions / self.config.temperature
 
     def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V D"]:
-        """The embedding table itself, or some rows of it."""
-        return self.items.weight if rows is None else self.items(rows)
+        """The embedding table itself, or some rows of it; of length 1 where cosines are compared."""
+        vectors = self.items.weight if rows is None else self.items(rows)
+        return F.normalize(vectors, dim=-1) if self.config.cosine else vectors
 
     @property
     def window(self) -> WindowShape:
@@ -127,7 +152,7 @@ class SASRec(nn.Module):
         valid = batch.target != 0
         states = self.hidden_states(batch.history, batch.timestamps)[valid]
         negatives = None if batch.negatives is None else batch.negatives.at(valid)
-        return self.catalog_loss(states, self.item_vectors, batch.target[valid], negatives)
+        return self.catalog_loss(self.predictions(states), self.item_vectors, batch.target[valid], negatives)
 
     def remember(
         self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]
@@ -144,6 +169,13 @@ class SASRec(nn.Module):
         self, state: SASRecState, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"]
     ) -> tuple[SASRecState, Float[Tensor, "B D"]]:
         """One more event: the new state, and the vector `encode` would give for the longer history."""
+        state, hidden = self.remember_next(state, event, timestamp)
+        return state, self.predictions(hidden)
+
+    def remember_next(
+        self, state: SASRecState, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"]
+    ) -> tuple[SASRecState, Float[Tensor, "B D"]]:
+        """One more event: the new state, and the hidden one that `remember_last` would give for the longer history."""
         if state.length >= self.max_len:
             raise ValueError(f"the window of max_len={self.max_len} events is full; prefill its last events again")
         timestamps = torch.stack([state.timestamp, timestamp], dim=1)

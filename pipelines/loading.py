@@ -9,12 +9,15 @@ from safetensors.torch import load_file
 
 from models.popularity import Popularity, PopularityConfig
 from models.registry import ModelConfig, build_config, model_config, preset
+from pipelines.reporter import Reporter
 from recsys.contracts import CatalogScorer, TrainableRetriever
-from recsys.item_text import has_text
+from recsys.errors import DataError
+from recsys.item_text import has_text, item_texts
 from recsys.prepared import Prepared
 from recsys.ranking import RetrieverScorer
 from recsys.runs import WEIGHTS, Run
 from recsys.splits import FitOn, Part
+from recsys.text_vectors import SentenceEncoder, default_store, text_vectors
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,18 @@ def no_history(prepared: Prepared, fit_on: FitOn) -> NoHistory:
     scores = torch.from_numpy(Popularity.fit(config, events, prepared.items).counts)
     description = f"popularity, latest {config.share:.0%} of events" if recent else "popularity, all time"
     return NoHistory(description, scores)
+
+
+def text_features(prepared: Prepared, reporter: Reporter) -> torch.Tensor:
+    """Vectors [V, F] of all items' texts by the embedded encoder, padding's first; encoded once for all runs."""
+    if not has_text(prepared.items):
+        raise DataError(
+            f"train: {prepared.folder} has no item text for model.items to be made of; ingest an item table with "
+            "--items, or set model.items=table."
+        )
+    texts = ["", *item_texts(prepared.items)]
+    with reporter.task("encode item texts", len(texts)) as advance:
+        return torch.from_numpy(text_vectors(texts, SentenceEncoder(), default_store(), advance))
 
 
 def fit_floor(name: str, prepared: Prepared, part: Part) -> CatalogScorer:

@@ -16,10 +16,10 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from models.registry import ModelConfig, build_config, model_config, preset
-from pipelines.loading import stored_config
+from pipelines.loading import stored_config, text_features
 from pipelines.reporter import Reporter
 from recsys.batches import TrainingWindows
-from recsys.contracts import CatalogScorer, CountingModel
+from recsys.contracts import CatalogScorer, CountingModel, TextReader
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import mean_metrics, rank_cases
 from recsys.memory import keep_freed_memory
@@ -287,6 +287,8 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
     torch.manual_seed(plan.seed)
     model = plan.model.model_class(plan.model.values)
     model.learn_popularity(plan.events.item_counts())
+    if isinstance(model, TextReader) and model.reads_text:
+        model.learn_texts(text_features(plan.prepared, reporter))
     windows = TrainingWindows.cut(plan.events.stops, model.window)
     trainer = Trainer(model, plan.prepared.store, windows, plan.training, plan.seed, folder, tracker)
     if trainer.resume():

@@ -92,6 +92,20 @@ class TrainableRetriever(Retriever, Protocol):
 
 
 @runtime_checkable
+class TextReader(TrainableRetriever, Protocol):
+    """A retriever whose items may be made of frozen text vectors."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its config says so."""
+        ...
+
+    def learn_texts(self, vectors: Float[Tensor, "V F"]) -> None:
+        """Called once before training: a vector of each item row's text, padding's first."""
+        ...
+
+
+@runtime_checkable
 class Reasoner(TrainableRetriever, Protocol):
     """A retriever that thinks some steps before it answers, and can be asked to stop earlier."""
 

@@ -46,7 +46,7 @@ class TransformerConfig:
     `positions` are learned vectors, rotations of queries and keys, or none. `recency` above 0 adds a penalty on
     attention by distance (its steepest slope). With `sink` each head may look at nothing, by a learned logit: short
     histories then add little to their last event. `time_buckets` above 0 adds to each event the logarithm of the
-    time since the one before it, in so many buckets.
+    time since the one before it, in so many buckets. Scores are inner products divided by `temperature`.
     """
 
     num_items: int
@@ -63,12 +63,15 @@ class TransformerConfig:
     recency: float = 0.0
     sink: bool = False
     time_buckets: int = 0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         where = type(self).__name__
         for name, smallest in SMALLEST.items():
             if not getattr(self, name) >= smallest:
                 raise ConfigError(f"{where}: {name}={getattr(self, name)} must be at least {smallest}.")
+        if not self.temperature > 0:
+            raise ConfigError(f"{where}: temperature={self.temperature} must be above 0.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"{where}: dropout={self.dropout} must lie in [0, 1).")
         if self.embedding_dim % self.num_heads:
@@ -387,5 +390,5 @@ def init_weights(module: nn.Module, std: float = 0.02) -> None:
     """Truncated normal weights (cut at two deviations), zero biases: `model.apply(init_weights)`."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

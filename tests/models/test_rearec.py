@@ -53,6 +53,9 @@ class Opened(ReaRec):
     def positions(self) -> nn.Embedding | None:
         return self.backbone.positions
 
+    def predictions(self, states: Tensor) -> Tensor:
+        return states
+
     def hidden_states(self, history: Tensor, timestamps: Tensor) -> Tensor:
         """The answer after each event: one chain behind each."""
         states, memory = self.backbone.remember(history, timestamps)
@@ -96,6 +99,17 @@ class TestRotaryReasoning(CausalRetrieverContract):
 
     def make(self, **settings: Any) -> Opened:
         return make({"objective": "last", "steps": 3}, **{"positions": "rotary", "num_heads": 2} | settings)
+
+
+class TestReasoningOverTexts(CausalRetrieverContract):
+    """Items made of text, compared by cosine."""
+
+    def make(self, **settings: Any) -> Opened:
+        text = {"items": "unisrec", "text_width": 7, "cosine": True, "input_norm": True}
+        model = make({"objective": "erl", "diversity": 0.0}, **text | settings)
+        vectors = torch.randn(model.config.num_items + 1, 7, generator=torch.Generator().manual_seed(3))
+        model.learn_texts(F.normalize(vectors, dim=1))
+        return model
 
 
 class TestPrefixMasking(LearningContract, RetrieverContract):
@@ -381,6 +395,11 @@ def test_backbones_are_what_the_config_says() -> None:
     [
         ({"temperature": 0.0}, {}, "temperature=0.0 must be above 0"),
         ({"loss": LossConfig(kind="bce")}, {}, "loss.kind=bce has no softmax to sharpen"),
+        (
+            {"backbone": "bert4rec", "items": "morec"},
+            {},
+            "items=morec and cosine=False are settings of backbone=sasrec",
+        ),
         ({"backbone": "bert4rec", "max_len": 1}, {}, "max_len=1 leaves no room"),
         ({}, {"steps": -1}, "steps=-1 must be at least 0"),
         ({}, {"sharpening": 0.0}, "sharpening=0.0 must be above 0"),

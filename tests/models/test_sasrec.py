@@ -55,6 +55,39 @@ class TestSASRecWithSink(LearningContract, CausalRetrieverContract):
         return make(**{"norm": "both", "positions": "none", "recency": 0.25, "sink": True} | settings)
 
 
+def with_texts(model: SASRec) -> SASRec:
+    """The same with random text vectors of its items, of length 1 and the same every time."""
+    generator = torch.Generator().manual_seed(3)
+    vectors = torch.randn(model.config.num_items + 1, model.config.text_width, generator=generator)
+    model.learn_texts(F.normalize(vectors, dim=1))
+    return model
+
+
+class TestSASRecOfProjectedTexts(LearningContract, CausalRetrieverContract):
+    """As MoRec has it."""
+
+    rule_steps = 200
+
+    def make(self, **settings: Any) -> SASRec:
+        return with_texts(make(**{"items": "morec", "text_width": 40} | settings))
+
+
+class TestSASRecOfWhitenedTexts(CausalRetrieverContract):
+    """As UniSRec has it: experts, cosines, a temperature."""
+
+    def make(self, **settings: Any) -> SASRec:
+        unisrec = {"items": "unisrec", "text_width": 7, "cosine": True, "temperature": 2.0, "input_norm": True}
+        return with_texts(make(**unisrec | settings))
+
+    def test_scores_are_cosines_over_the_temperature(self) -> None:
+        model = scrambled(self.make())
+        vectors = model.encode(histories_of(random_histories(5, NUM_ITEMS, MAX_LEN)))
+        assert_close(vectors.norm(dim=1), torch.full((5,), 0.5))
+        assert_close(model.item_vectors()[1:].norm(dim=1), torch.ones(NUM_ITEMS))
+        assert not model.item_vectors()[0].any()
+        assert_close(model.item_vectors(torch.tensor([4, 2])), model.item_vectors()[[4, 2]])
+
+
 class TestSASRecLiGR(CausalRetrieverContract):
     """Gates, SwiGLU and rotations."""
 

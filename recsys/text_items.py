@@ -1,0 +1,71 @@
+"""Item vectors made of frozen text vectors: a new item with a text has a vector at once.
+
+    morec    W x + b                                            MoRec (Yuan et al., SIGIR 2023), text frozen
+    unisrec  sum_g gate_g(x) W_g (dropout(x) - b_g), 8 experts  UniSRec (Hou et al., KDD 2022)
+
+Reference of the second: RUCAIBox/UniSRec at 05aa5cb, where gate = softmax(x G + noise * (softplus(x N) + .01)), the
+noise in training alone. Dimensions: V item rows (row 0 is padding), F width of text vectors, D width, G experts.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from recsys.layers import Dropout
+
+TextAdaptor = Literal["morec", "unisrec"]
+EXPERTS, EXPERT_DROPOUT, LEAST_NOISE = 8, 0.2, 1e-2
+
+
+class TextItems(nn.Module):
+    """In place of a table of learned vectors: `items(rows)` and `items.weight` as `torch.nn.Embedding` has them."""
+
+    features: Float[Tensor, "V F"]
+
+    def __init__(self, num_items: int, text_width: int, embedding_dim: int, adaptor: TextAdaptor) -> None:
+        super().__init__()
+        self.register_buffer("features", torch.zeros(num_items + 1, text_width))
+        self.adaptor = (
+            nn.Linear(text_width, embedding_dim) if adaptor == "morec" else WhiteningExperts(text_width, embedding_dim)
+        )
+
+    def forward(self, rows: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
+        """Vectors of some items; padding's is zero."""
+        return self.adaptor(self.features[rows]) * (rows != 0)[..., None]
+
+    @property
+    def weight(self) -> Float[Tensor, "V D"]:
+        """Vectors of all items."""
+        return torch.cat([self.features.new_zeros(1, 1).expand(1, self._width), self.adaptor(self.features[1:])])
+
+    @property
+    def _width(self) -> int:
+        return self.adaptor.out_features
+
+
+class WhiteningExperts(nn.Module):
+    """A mixture of parametric whitenings."""
+
+    def __init__(self, text_width: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.out_features = embedding_dim
+        self.shift = nn.Parameter(torch.zeros(EXPERTS, text_width))
+        self.experts = nn.Linear(text_width, EXPERTS * embedding_dim, bias=False)
+        self.gate = nn.Parameter(torch.zeros(text_width, EXPERTS))
+        self.gate_noise = nn.Parameter(torch.zeros(text_width, EXPERTS))
+        self.dropout = Dropout(EXPERT_DROPOUT)
+
+    def forward(self, x: Float[Tensor, "*N F"]) -> Float[Tensor, "*N D"]:
+        """Each expert's whitened x, weighed by its gate."""
+        logits = x @ self.gate
+        if self.training:
+            logits = logits + torch.randn_like(logits) * (F.softplus(x @ self.gate_noise) + LEAST_NOISE)
+        shares = logits.softmax(dim=-1)
+        matrices = self.experts.weight.view(EXPERTS, self.out_features, -1)
+        whitened = torch.stack(
+            [(self.dropout(x) - shift) @ matrix.T for shift, matrix in zip(self.shift, matrices, strict=True)], dim=-2
+        )
+        return (shares[..., None] * whitened).sum(dim=-2)

@@ -1,0 +1,83 @@
+"""Items made of text, from the item table to the bundle."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import polars as pl
+import pytest
+import torch
+from builders import random_rows, write_dataset
+from safetensors.torch import load_file
+from training import trained
+
+from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.export import ExportConfig, export
+from pipelines.loading import run_scorer
+from pipelines.prepare import PrepareConfig, prepare
+from pipelines.reporter import Reporter
+from recsys.batches import Histories
+from recsys.errors import DataError
+from recsys.prepared import Prepared
+from recsys.text_vectors import SentenceEncoder
+
+WORDS = ("red shoe", "blue shoe", "green hat", "old book", "new book")
+TEXTS = ("model.items=morec", "training.learning_rate=0.02")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Items with a title, but for one."""
+    folder = tmp_path_factory.mktemp("texts")
+    rows = random_rows(1, 30, 25, 600)
+    names = sorted({item for _, item, _ in rows})
+    titles = [None if number == 3 else f"{WORDS[number % 5]} no {number}" for number in range(len(names))]
+    dataset = write_dataset(folder / "dataset", rows, pl.DataFrame({"item_id": names, "title": titles}))
+    return prepare(PrepareConfig(dataset=dataset, out=folder / "prepared"))
+
+
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS_TEXT_VECTORS", str(tmp_path / "vectors.sqlite"))
+
+
+def test_a_run_holds_the_vectors_of_its_items_and_a_second_one_encodes_nothing(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(prepared, tmp_path / "first", *TEXTS)
+    features = load_file(run.folder / "model.safetensors")["items.features"]
+    titles = prepared.items["title"].fill_null("").to_list()
+    expected = SentenceEncoder().encode(titles)
+    expected[[number for number, title in enumerate(titles) if not title]] = 0
+    np.testing.assert_allclose(features[1:].numpy(), expected, atol=1e-6)
+    assert not features[0].any()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(SentenceEncoder, "encode", refuse)
+    again = trained(prepared, tmp_path / "second", *TEXTS)
+    assert torch.equal(load_file(again.folder / "model.safetensors")["items.features"], features)
+
+
+@pytest.mark.parametrize("model", ["sasrec", "rearec"])
+def test_its_bundle_answers_as_the_evaluator(prepared: Prepared, tmp_path: Path, model: str) -> None:
+    unisrec = ("model.items=unisrec", "model.cosine=true", "model.temperature=0.2", "model.input_norm=true")
+    run = trained(prepared, tmp_path / "run", *unisrec, model=model)
+    evaluate(EvaluateConfig(runs=(run.folder,)), Reporter(quiet=True))
+    bundle = export(ExportConfig(run=run.folder, out=tmp_path / "bundle"))
+    users = np.arange(prepared.store.num_users)
+    histories = Histories.from_windows(prepared.store.windows(users, prepared.store.lengths, bundle.card.max_len))
+    session = onnxruntime.InferenceSession(str(bundle.encoder), providers=["CPUExecutionProvider"])
+    given = {"items": histories.items.numpy(), "lengths": histories.lengths.numpy()}
+    (vectors,) = session.run(["vectors"], given)
+    _, scores = bundle.index.search(vectors, 20)
+    expected = run_scorer(run, prepared).scores(histories).numpy()
+    np.testing.assert_allclose(scores, -np.sort(-expected[:, 1:], axis=1)[:, :20], atol=1e-4)
+
+
+def test_items_without_text_cannot_be_made_of_it(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", random_rows(1, 30, 25, 600))
+    prepared = prepare(PrepareConfig(dataset=dataset, out=tmp_path / "prepared"))
+    with pytest.raises(DataError, match=r"has no item text for model\.items to be made of; ingest an item table"):
+        trained(prepared, tmp_path / "run", *TEXTS)
