@@ -1,11 +1,12 @@
 """docs/results.md from the records: tables of models beside floors and published figures."""
 
+import json
 from datetime import UTC, datetime
 from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.contrast import read_contrast
-from benchmarks.records import HERE, Experiment, read_floors, read_record
+from benchmarks.records import HERE, RECORDS, Experiment, read_floors, read_record
 from models.registry import FLOORS
 
 PAGE = HERE.parent / "docs" / "results.md"
@@ -54,6 +55,7 @@ def experiment_section(experiment: Experiment) -> str | None:
     lines += [model_row(model, records) for model in experiment.models if (records := done(experiment, model))]
     lines += ["", *(f"- {line}" for line in experiment.remarks)]
     lines += contrast_lines(experiment)
+    lines += cost_lines(experiment)
     return "\n".join([*lines, "", provenance(experiment)]).replace("\n\n\n", "\n\n")
 
 
@@ -92,6 +94,37 @@ def contrast_row(name: str, record: dict[str, Any]) -> str:
         for entry in (record["segments"].get(segment) for segment in SEGMENTS)
     ]
     return "| " + " | ".join([name, record["base"], str(len(record["seeds"])), *cells]) + " |"
+
+
+def cost_lines(experiment: Experiment) -> list[str]:
+    """What reasoning steps cost, where `benchmarks.reasoning_cost` has measured it."""
+    path = RECORDS / experiment.name / "reasoning-cost.json"
+    if not path.exists():
+        return []
+    cost = json.loads(path.read_text(encoding="utf-8"))
+    whole, encode, request = (
+        cost[name] for name in ("test_set_seconds", "encode_milliseconds", "request_milliseconds")
+    )
+    return [
+        "",
+        f"What steps cost ({cost['threads_of_test_set']} threads for the test set; requests: batch 1, one thread, ONNX "
+        f"graph, then exact search of {cost['items']} items; medians, 95th percentiles; {cost['created'][:10]}, commit "
+        f"{short(cost['commit'])}):",
+        "",
+        "| steps | test set, s | more | encode and search, ms | more | encode alone, ms | more |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {steps} | {whole[steps]:.2f} | {more(whole[steps], whole[0])} "
+            f"| {request[steps][0]:.3f}, {request[steps][1]:.3f} | {more(request[steps][0], request[0][0])} "
+            f"| {encode[steps][0]:.3f}, {encode[steps][1]:.3f} | {more(encode[steps][0], encode[0][0])} |"
+            for steps in range(len(whole))
+        ),
+    ]
+
+
+def more(value: float, than: float) -> str:
+    """`+3.5 %`."""
+    return f"{value / than - 1:+.1%}".replace("%", " %")
 
 
 def done(experiment: Experiment, model: str) -> list[dict[str, Any]]:
