@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.records import RECORDS, Experiment
+from models.rearec import ReaRec
 from pipelines.evaluate import CASES
 from pipelines.loading import no_history, run_model
 from recsys.batches import Histories
@@ -62,6 +63,9 @@ def contrast_file(experiment: Experiment, variant: str) -> Path:
 def write_contrast(experiment: Experiment, variant: str, pairs: dict[int, tuple[Run, Run]]) -> None:
     """Keeps what the runs of base and variant, seed by seed, say of the two."""
     base = experiment.models[variant]["against"]
+    known = read_contrast(experiment, variant)
+    if known is not None and not set(known["seeds"]) <= set(pairs):
+        return  # made on a machine that had more of the runs
     differences = compare_cases(
         pooled({seed: runs[0] for seed, runs in pairs.items()}),
         pooled({seed: runs[1] for seed, runs in pairs.items()}),
@@ -116,12 +120,13 @@ def pooled(runs: dict[int, Run]) -> pl.DataFrame:
 def by_steps(run: Run) -> list[dict[str, float]]:
     """Test figures after 0 to K steps; empty for a model that does not reason.
 
-    `best so far` is that of an oracle which picks, case by case, the best of the steps up to this one: it knows the
-    target, and gains by chance alone too. `similarity` is the mean cosine with the answer one step earlier.
+    ERL's answer after some steps is the mean of the states so far. `best so far` is that of an oracle which picks, case
+    by case, the best of these answers: it knows the target, and gains by chance alone too. `similarity` is the mean
+    cosine of a state with the one before it.
     """
     prepared = run.prepared()
     _, model = run_model(run, prepared)
-    if not isinstance(model, Reasoner):
+    if not isinstance(model, ReaRec):
         return []
     fallback = no_history(prepared, run.fit_on).scores
     cases = pl.read_parquet(run.evaluation("test") / CASES).drop("rank")
@@ -151,12 +156,12 @@ def histories(run: Run, cases: pl.DataFrame, size: int = 512) -> Iterator[Histor
         yield Histories.from_windows(prepared.store.windows(users, positions, longest))
 
 
-def similarity(model: Reasoner, batches: Sequence[Histories]) -> list[float]:
-    """Mean cosine of each answer with the one before it; 1 for the first."""
+def similarity(model: ReaRec, batches: Sequence[Histories]) -> list[float]:
+    """Mean cosine of each state with the one before it; 1 for the first."""
     sums, count = np.zeros(model.most_steps + 1), 0
     for batch in batches:
-        answers = torch.nn.functional.normalize(model.answers(batch), dim=2)
-        sums[1:] += (answers[1:] * answers[:-1]).sum(dim=(1, 2)).numpy()
+        states = torch.nn.functional.normalize(model.reason(batch), dim=2)
+        sums[1:] += (states[1:] * states[:-1]).sum(dim=(1, 2)).numpy()
         sums[0] += len(batch.lengths)
         count += len(batch.lengths)
     return [float(value) for value in sums / count]

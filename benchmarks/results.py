@@ -17,7 +17,7 @@ import torch
 from benchmarks.contrast import write_contrast
 from benchmarks.records import Experiment, read_experiments, read_floors, read_record, write_floors, write_record
 from benchmarks.results_page import PAGE, page
-from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.evaluate import CASES, EvaluateConfig, evaluate
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
@@ -122,7 +122,7 @@ def pairs(experiment: Experiment, variant: str, folder: Path) -> dict[int, tuple
     found = {}
     for seed in range(experiment.seeds):
         folders = [run_folder(experiment, folder, name, seed) for name in names]
-        if all((path / "evaluation").exists() for path in folders):
+        if all((path / "evaluation" / "test" / CASES).exists() for path in folders):
             found[seed] = (open_run(folders[0]), open_run(folders[1]))
     return found
 

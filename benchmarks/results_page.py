@@ -73,8 +73,9 @@ def contrast_lines(experiment: Experiment) -> list[str]:
         "|---|---|---|" + "---|" * len(SEGMENTS),
         *(contrast_row(name, record) for name, record in contrasts.items()),
         "",
-        "By steps taken, mean over the seeds. *Best so far* belongs to an oracle that knows the target and picks the "
-        "best step of each case; *similarity* is the cosine with the answer one step earlier.",
+        "By steps taken, mean over the seeds (ERL answers with the mean of the states so far). *Best so far* belongs "
+        "to an oracle that knows the target and picks the best of these answers for each case; *similarity* is the "
+        "cosine of a state with the one before it.",
         "",
         "| variant | steps | ndcg@10 | hit_rate@10 | best so far | similarity |",
         "|---|---|---|---|---|---|",

@@ -16,13 +16,17 @@ Deviates on purpose:
     it and nothing of other chains, so one pass trains what the release trains row by row, prefix by prefix;
   - divergence and contrast are those of one history a row, drawn anew for every batch: prefixes of one user are near
     to each other, and pushing them apart would mislead;
-  - no epochs without contrast first: the loop's own warm-up does that;
+  - the contrast counts from the first step on (release: from the third epoch), in float32 under bfloat16;
+  - LayerNorm of events and fed-back states alike is a setting (`input_norm`), as for the backbone;
   - padding is no class of the softmax.
+What is added for one history a row, and the contrast's choice of rows, belong to the batch they were computed in: with
+micro-batches or several processes the loss is that of one batch on average only.
 Dimensions: B batch, L positions, P chains a row, S = K + 1 states, D width, E width of vectors, V item rows.
 """
 
 import math
 from dataclasses import dataclass, field, fields
+from functools import cache
 from itertools import pairwise
 from typing import Literal
 
@@ -38,7 +42,7 @@ from recsys.batches import Histories, TrainBatch, WindowShape
 from recsys.divergence import Form, step_divergence
 from recsys.errors import ConfigError
 from recsys.layers import Chains, KeyValues, TransformerConfig
-from recsys.losses import LossConfig
+from recsys.losses import ItemVectors, LossConfig
 from recsys.negatives import Negatives
 from recsys.sequences import IntArray, Windows
 
@@ -87,6 +91,8 @@ class ReaRecConfig(TransformerConfig):
     mask_share: float = 0.2
     last_item_share: float = 0.1
     items: Literal["table", "morec", "unisrec"] = "table"
+    text_encoder: str | None = None
+    text_revision: str | None = None
     text_width: int = 384
     cosine: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
@@ -95,13 +101,17 @@ class ReaRecConfig(TransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.of_backbone()
-        if self.backbone == "bert4rec" and (self.items != "table" or self.cosine):
-            raise ConfigError(
-                f"ReaRecConfig: items={self.items} and cosine={self.cosine} are settings of backbone=sasrec."
-            )
+        known = {entry.name for entry in fields(self.of_backbone())} | {"backbone", "reasoning"}
+        for entry in fields(self):
+            if entry.name not in known and getattr(self, entry.name) != entry.default:
+                raise ConfigError(
+                    f"ReaRecConfig: {entry.name}={getattr(self, entry.name)} is no setting of "
+                    f"backbone={self.backbone}; leave it at {entry.default}."
+                )
         if self.loss.kind == "bce":
             raise ConfigError(
-                "ReaRecConfig: loss.kind=bce has no softmax to sharpen; choose softmax, sampled-softmax or gbce."
+                "ReaRecConfig: loss.kind=bce draws a negative for each position, and here chains are scored, not "
+                "positions; choose softmax, sampled-softmax or gbce."
             )
 
     def of_backbone(self) -> SASRecConfig | BERT4RecConfig:
@@ -190,11 +200,6 @@ class ReaRec(nn.Module):
         """Whether vectors depend on timestamps."""
         return self.backbone.reads_times
 
-    @property
-    def reads_text(self) -> bool:
-        """Whether the backbone's items are made of text."""
-        return isinstance(self.backbone, SASRec) and self.backbone.reads_text
-
     def learn_texts(self, vectors: Float[Tensor, "V F"]) -> None:
         """The backbone's."""
         self._causal_backbone().learn_texts(vectors)
@@ -214,14 +219,14 @@ class ReaRec(nn.Module):
         places, valid = target_places(batch.target)
         chains = Chains(places, self._visible(batch.history, places))
         states = self._chain(at_places(first, places), memory, chains)
-        negatives = None if batch.negatives is None else batch.negatives.at(valid)
-        loss = self._prediction_loss(states[:, valid], batch.target.gather(1, places)[valid], negatives)
+        items = _table_once(self.backbone.item_vectors)
+        loss = self._prediction_loss(states[:, valid], batch.target.gather(1, places)[valid], items, batch.negatives)
         if not (reasoning.steps and valid.any()):
             return loss
         rows, drawn = one_per_row(valid)
         if reasoning.objective == "erl" and reasoning.diversity:
             answers = self.backbone.predictions(states[:, rows, drawn])
-            loss = loss - reasoning.diversity * step_divergence(answers, self.item_vectors(), reasoning.form)
+            loss = loss - reasoning.diversity * step_divergence(answers, items(), reasoning.form)
         if reasoning.objective == "prl" and reasoning.contrast:
             place = places[rows, drawn][:, None]
             alone = Chains(place, self._visible(batch.history[rows], place))
@@ -230,19 +235,18 @@ class ReaRec(nn.Module):
         return loss
 
     def _prediction_loss(
-        self, states: Float[Tensor, "S N D"], target: Int[Tensor, " N"], negatives: Negatives | None
+        self,
+        states: Float[Tensor, "S N D"],
+        target: Int[Tensor, " N"],
+        items: ItemVectors,
+        negatives: Negatives | None,
     ) -> Float[Tensor, ""]:
         """Cross-entropy of the answer, and with PRL of every earlier state at a higher temperature."""
-        loss = self.backbone.catalog_loss(self.answer(states), self.item_vectors, target, negatives)
+        loss = self.backbone.catalog_loss(self.answer(states), items, target, negatives)
         if self.config.reasoning.objective != "prl":
             return loss
         earlier = [
-            self.backbone.catalog_loss(
-                self.backbone.predictions(state) / softening,
-                self.item_vectors,
-                target,
-                negatives,
-            )
+            self.backbone.catalog_loss(self.backbone.predictions(state) / softening, items, target, negatives)
             for state, softening in zip(states[:-1], self._softening(), strict=True)
         ]
         return loss + self._over_steps(earlier) if earlier else loss
@@ -266,10 +270,7 @@ class ReaRec(nn.Module):
         for step, (before, after) in enumerate(pairwise(clean)):
             x = self._fed_back(before[:, None], step, self.config.reasoning.noise_deviation)
             noisy, past = self.backbone.blocks.think(x, memory, chains, past)
-            similarity = noisy.squeeze(1) @ after.T / self.config.temperature
-            losses.append(
-                F.cross_entropy(similarity.float() if similarity.dtype == torch.bfloat16 else similarity, own)
-            )
+            losses.append(F.cross_entropy(_products(noisy.squeeze(1), after) / self.config.temperature, own))
         return self._over_steps(losses)
 
     def _visible(self, history: Int[Tensor, "B L"], places: Int[Tensor, "B P"]) -> Bool[Tensor, "B Q L"]:
@@ -302,6 +303,23 @@ class ReaRec(nn.Module):
         if not isinstance(self.backbone, SASRec):
             raise TypeError("backbone=bert4rec reads both ways: a further event changes every state; encode anew")
         return self.backbone
+
+
+def _table_once(item_vectors: ItemVectors) -> ItemVectors:
+    """The same, with the whole catalogue computed once: every term of a batch's loss sees one item table."""
+    whole = cache(item_vectors)
+
+    def vectors(rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "N D"]:
+        return whole() if rows is None else item_vectors(rows)
+
+    return vectors
+
+
+def _products(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> Float[Tensor, "N M"]:
+    """In at least float32: among like states, bfloat16 rounds away what tells them apart."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        return a.to(wide) @ b.to(wide).T
 
 
 def chains_up_to(place: Int[Tensor, " B"], events: Int[Tensor, " T"]) -> Chains:

@@ -41,6 +41,8 @@ class SASRecConfig(TransformerConfig):
     activation: Literal["relu", "gelu", "swiglu"] = "relu"
     input_norm: bool = False
     items: Literal["table", "morec", "unisrec"] = "table"
+    text_encoder: str | None = None
+    text_revision: str | None = None
     text_width: int = 384
     cosine: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
@@ -84,14 +86,10 @@ class SASRec(nn.Module):
         if isinstance(self.items, nn.Embedding):
             nn.init.zeros_(self.items.weight[0])
 
-    @property
-    def reads_text(self) -> bool:
-        """Whether `learn_texts` is to be called before training."""
-        return isinstance(self.items, TextItems)
-
     def learn_texts(self, vectors: Float[Tensor, "V F"]) -> None:
         """Takes the frozen text vectors of all item rows; the weights hold them from then on."""
-        assert isinstance(self.items, TextItems)
+        if not isinstance(self.items, TextItems):
+            raise TypeError("items=table has a learned vector for each item; it takes no texts")
         self.items.features.copy_(vectors)
 
     def hidden_states(self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:

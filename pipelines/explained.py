@@ -5,6 +5,7 @@ from recsys.errors import RecsysError
 EXTRAS = {
     "train": ("torch", "jaxtyping", "accelerate", "scipy", "onnx", "onnxscript"),
     "serve": ("fastapi", "starlette", "uvicorn", "onnxruntime", "prometheus_client", "jinja2", "redis", "limits"),
+    "text": ("transformers", "tokenizers"),
     "hpo": ("optuna",),
 }
 

@@ -11,7 +11,7 @@ from models.popularity import Popularity, PopularityConfig
 from models.registry import ModelConfig, build_config, model_config, preset
 from pipelines.reporter import Reporter
 from recsys.contracts import CatalogScorer, TrainableRetriever
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 from recsys.item_text import has_text, item_texts
 from recsys.prepared import Prepared
 from recsys.ranking import RetrieverScorer
@@ -63,16 +63,28 @@ def no_history(prepared: Prepared, fit_on: FitOn) -> NoHistory:
     return NoHistory(description, scores)
 
 
-def text_features(prepared: Prepared, reporter: Reporter) -> torch.Tensor:
-    """Vectors [V, F] of all items' texts by the embedded encoder, padding's first; encoded once for all runs."""
+def text_encoder(config: ModelConfig, prepared: Prepared) -> SentenceEncoder | None:
+    """The encoder of a model whose items are made of text, None for others."""
+    if getattr(config.values, "items", "table") == "table":
+        return None
     if not has_text(prepared.items):
         raise DataError(
-            f"train: {prepared.folder} has no item text for model.items to be made of; ingest an item table with "
-            "--items, or set model.items=table."
+            f"train: {prepared.folder} has no item text for model.items={config.values.items} to be made of; ingest an "
+            "item table with --items, or set model.items=table."
+        )
+    return SentenceEncoder(config.values.text_encoder, config.values.text_revision)
+
+
+def text_features(prepared: Prepared, encoder: SentenceEncoder, width: int, reporter: Reporter) -> torch.Tensor:
+    """Vectors [V, F] of all items' texts, padding's first; encoded once for all runs."""
+    if encoder.width != width:
+        raise ConfigError(
+            f"train: model.text_width={width}, and the encoder's vectors have {encoder.width} numbers; set "
+            f"model.text_width={encoder.width}."
         )
     texts = ["", *item_texts(prepared.items)]
     with reporter.task("encode item texts", len(texts)) as advance:
-        return torch.from_numpy(text_vectors(texts, SentenceEncoder(), default_store(), advance))
+        return torch.from_numpy(text_vectors(texts, encoder, default_store(), advance))
 
 
 def fit_floor(name: str, prepared: Prepared, part: Part) -> CatalogScorer:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from models.registry import ModelConfig, build_config, model_config, preset
-from pipelines.loading import stored_config, text_features
+from pipelines.loading import stored_config, text_encoder, text_features
 from pipelines.reporter import Reporter
 from recsys.batches import TrainingWindows
 from recsys.contracts import CatalogScorer, CountingModel, TextReader
@@ -28,8 +28,9 @@ from recsys.ranking import RetrieverScorer
 from recsys.runs import CONFIG, EPOCHS, WEIGHTS, Run, open_run
 from recsys.splits import FitOn, TrainingEvents
 from recsys.steps import Step, git_commit, partial_folder, writing_step
+from recsys.text_vectors import SentenceEncoder
 from recsys.tracking import MLflowTracker, NoTracker, Tracker
-from recsys.training import Trainer, TrainingConfig
+from recsys.training import Trainer, TrainingConfig, make_accelerator
 
 WATCHED = "ndcg@10"
 WATCHED_CUTOFFS = (10,)
@@ -69,6 +70,7 @@ class Plan:
     stop_after: int | None = None
     fit_on: FitOn = "train"
     selected: dict[str, float] = field(default_factory=dict)
+    encoder: SentenceEncoder | None = None
 
     @property
     def events(self) -> TrainingEvents:
@@ -85,6 +87,7 @@ class Plan:
             "stop_after": self.stop_after,
             "model": self.model.as_dict(),
         }
+        sections |= {"text_encoder": self.encoder.identity} if self.encoder else {}
         return sections | ({"training": asdict(self.training)} if self.by_gradient else {})
 
     @property
@@ -143,7 +146,8 @@ def make_plan(config: TrainConfig) -> Plan:
     training = build_config(TrainingConfig, sections.get("training", {}), f"training of {config.model}")
     if training.event_dropout:
         check_event_dropout(model)
-    return Plan(prepared=prepared, model=model, training=training, seed=config.seed)
+    encoder = text_encoder(model, prepared)
+    return Plan(prepared=prepared, model=model, training=training, seed=config.seed, encoder=encoder)
 
 
 def check_event_dropout(model: ModelConfig) -> None:
@@ -169,10 +173,11 @@ def refit_plan(config: TrainConfig, run: Run, prepared: Prepared) -> Plan:
             f"train: {run.folder} is a {run.model!r} run on {run.fit_on} of {run.prepared().folder}; --refit needs a "
             f"{config.model!r} run on train of {prepared.folder}."
         )
-    counts = run.manifest["counts"]
+    counts, model = run.manifest["counts"], stored_config(run, prepared)
     return Plan(
         prepared=prepared,
-        model=stored_config(run, prepared),
+        model=model,
+        encoder=text_encoder(model, prepared),
         training=build_config(TrainingConfig, run.config.get("training", {}), "training"),
         seed=run.config["seed"],
         stop_after=counts.get("best_epoch"),
@@ -266,7 +271,7 @@ def train_by_gradient(step: Step, plan: Plan, tracking: bool, reporter: Reporter
     epochs = trainer.progress.epochs
     (step.folder / EPOCHS).write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs), encoding="utf-8")
     step.counts.update({
-        "parameters": sum(value.numel() for value in trainer.best.values()),
+        "parameters": sum(weight.numel() for weight in trainer.model.parameters()),
         "windows": len(trainer.windows),
         "epochs": trainer.progress.epoch,
         **(
@@ -287,8 +292,10 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
     torch.manual_seed(plan.seed)
     model = plan.model.model_class(plan.model.values)
     model.learn_popularity(plan.events.item_counts())
-    if isinstance(model, TextReader) and model.reads_text:
-        model.learn_texts(text_features(plan.prepared, reporter))
+    if plan.encoder is not None:
+        reader: TextReader = model
+        with make_accelerator(plan.training).main_process_first():  # the others find its vectors in the store
+            reader.learn_texts(text_features(plan.prepared, plan.encoder, plan.model.values.text_width, reporter))
     windows = TrainingWindows.cut(plan.events.stops, model.window)
     trainer = Trainer(model, plan.prepared.store, windows, plan.training, plan.seed, folder, tracker)
     if trainer.resume():

@@ -93,12 +93,7 @@ class TrainableRetriever(Retriever, Protocol):
 
 @runtime_checkable
 class TextReader(TrainableRetriever, Protocol):
-    """A retriever whose items may be made of frozen text vectors."""
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether its config says so."""
-        ...
+    """A retriever whose items are made of frozen text vectors, where its config says so."""
 
     def learn_texts(self, vectors: Float[Tensor, "V F"]) -> None:
         """Called once before training: a vector of each item row's text, padding's first."""

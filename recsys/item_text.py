@@ -16,7 +16,8 @@ def item_texts(items: pl.DataFrame) -> list[str]:
     ]
     if not columns:
         return [""] * len(items)
-    return items.select(pl.concat_str(columns, separator=" ", ignore_nulls=True).fill_null("")).to_series().to_list()
+    text = pl.concat_str(columns, separator=" ", ignore_nulls=True).fill_null("").str.strip_chars()
+    return items.select(text).to_series().to_list()
 
 
 def has_text(items: pl.DataFrame) -> bool:

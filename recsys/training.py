@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -182,7 +182,7 @@ class Trainer:
         """One step of the average; early ones count less, so that the first weights are soon forgotten."""
         step = self.progress.step
         share = 1 - min(self.config.averaging, (1 + step) / (10 + step))
-        for name, weight in self.model.state_dict().items():
+        for name, weight in self.model.named_parameters():
             if name in self.average:
                 self.average[name].lerp_(weight, share)
 
@@ -229,7 +229,8 @@ class Trainer:
     def _backward(self, batch: TrainBatch) -> float:
         """Gradients of the global batch's mean loss; returns the loss summed over its targets.
 
-        Every process and micro-batch weighs by its targets, so the result is that of one process and one batch.
+        Every process and micro-batch weighs by its targets, so the result is that of one process and one batch for
+        every loss that is a mean over targets; what a model adds for each row or batch (ReaRec) is so only on average.
         """
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         total = torch.zeros((), device=self.accelerator.device)
@@ -281,6 +282,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     return Accelerator(
         cpu=config.device == "cpu" or not torch.cuda.is_available(),
         mixed_precision="bf16" if config.precision == "bf16" else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # frozen, the same everywhere
     )
 
 

@@ -66,9 +66,14 @@ def test_what_serving_loads_needs_no_torch() -> None:
     assert REPOSITORY / "recsys" / "bundle.py" in reached
 
 
-@pytest.mark.parametrize("framework", ["mlflow", "faiss", "recbole"])
+@pytest.mark.parametrize("framework", ["mlflow", "faiss", "recbole", "transformers"])
 def test_each_framework_enters_by_few_doors(framework: str) -> None:
-    doors = {"mlflow": {"recsys/tracking.py", "recsys/registry.py"}, "faiss": {"recsys/index.py"}, "recbole": set()}
+    doors = {
+        "mlflow": {"recsys/tracking.py", "recsys/registry.py"},
+        "faiss": {"recsys/index.py"},
+        "recbole": set(),
+        "transformers": {"recsys/text_vectors.py"},
+    }
     users = {
         str(file.relative_to(REPOSITORY))
         for package in ALLOWED

@@ -12,6 +12,7 @@ from training import trained
 from benchmarks import contrast
 from benchmarks.contrast import AfterSteps, by_steps, histories, pooled, read_contrast, write_contrast
 from benchmarks.records import read_experiments
+from benchmarks.results import contrasts_with, pairs, run_folder
 from benchmarks.results_page import contrast_lines
 from models.rearec import ReaRec
 from pipelines.evaluate import EvaluateConfig, evaluate
@@ -108,3 +109,25 @@ def test_a_contrast_is_the_mean_difference_and_goes_with_its_settings(
     other = {**EXPERIMENT.models, "sasrec": {"model": "sasrec", "set": ["model.dropout=0.123"]}}
     assert read_contrast(replace(EXPERIMENT, models=other), "rearec") is None
     assert contrast_lines(replace(EXPERIMENT, models=other)) == []
+
+
+def test_runs_at_hand_are_those_that_were_ranked_to_the_end(tmp_path: Path) -> None:
+    for seed, names in enumerate((("sasrec", "rearec"), ("sasrec",))):
+        for name in names:
+            (run_folder(EXPERIMENT, tmp_path, name, seed) / "evaluation" / "test").mkdir(parents=True)
+    assert pairs(EXPERIMENT, "rearec", tmp_path) == {}, "ranking has begun, no more"
+    assert contrasts_with(EXPERIMENT, "sasrec") == contrasts_with(EXPERIMENT, "rearec") == ["rearec"]
+    assert contrasts_with(replace(EXPERIMENT, models={"sasrec": {"model": "sasrec"}}), "sasrec") == []
+
+
+def test_a_contrast_of_more_seeds_stays(
+    runs: dict[int, tuple[Run, Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that has only some of the runs."""
+    monkeypatch.setattr(contrast, "RECORDS", tmp_path)
+    (tmp_path / "tiny").mkdir()
+    write_contrast(EXPERIMENT, "rearec", {1: runs[1]})
+    write_contrast(EXPERIMENT, "rearec", {0: runs[0]})
+    assert read_contrast(EXPERIMENT, "rearec")["seeds"] == [1]
+    write_contrast(EXPERIMENT, "rearec", runs)
+    assert read_contrast(EXPERIMENT, "rearec")["seeds"] == [0, 1]

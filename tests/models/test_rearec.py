@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from models.bert4rec import BERT4Rec
-from models.rearec import ReaRec, ReaRecConfig, ReasoningConfig, one_per_row, target_places
+from models.rearec import ReaRec, ReaRecConfig, ReasoningConfig, at_places, one_per_row, target_places
 from models.sasrec import SASRec
 from recsys.batches import Histories, TrainBatch
 from recsys.errors import ConfigError
@@ -108,6 +108,7 @@ class TestReasoningOverTexts(CausalRetrieverContract):
         text = {"items": "unisrec", "text_width": 7, "cosine": True, "input_norm": True}
         model = make({"objective": "erl", "diversity": 0.0}, **text | settings)
         vectors = torch.randn(model.config.num_items + 1, 7, generator=torch.Generator().manual_seed(3))
+        vectors[3] = 0  # an item without text
         model.learn_texts(F.normalize(vectors, dim=1))
         return model
 
@@ -139,7 +140,7 @@ def histories(rows: int = 5) -> Histories:
 @pytest.mark.parametrize("layout", BACKBONES)
 @pytest.mark.parametrize("objective", ["erl", "prl", "last"])
 def test_without_steps_it_is_the_backbone(layout: str, objective: str) -> None:
-    """Bit for bit: vectors, and the loss with its gradients."""
+    """Vectors and loss bit for bit, gradients but for the order of sums."""
     model = scrambled(make({"steps": 0, "objective": objective}, **BACKBONES[layout]))
     assert model.step_vectors is None
     assert torch.equal(model.encode(histories()), model.backbone.encode(histories()))
@@ -348,14 +349,48 @@ def test_places_of_targets_come_first_and_in_order() -> None:
     assert valid.tolist() == [[True, True], [False, False], [True, False]]
 
 
-def test_an_erl_model_that_only_differs_in_dropout_has_two_views() -> None:
-    """The contrast's second view has dropout of its own, from the first event on."""
+def test_the_second_view_has_dropout_of_its_own() -> None:
+    """Without noise the contrast would be that of the states with themselves, were it not for dropout."""
     model = scrambled(make({"noise": 0.0}, dropout=0.5, temperature=5.0)).train()
+    plain = scrambled(make({"noise": 0.0, "contrast": 0.0}, dropout=0.5, temperature=5.0)).train()
     batch = last_targets(model)
     torch.manual_seed(1)
-    first = model.loss(batch)
-    torch.manual_seed(2)
-    assert model.loss(batch) != first
+    contrast = model.loss(batch).item()
+    torch.manual_seed(1)
+    contrast -= plain.loss(batch).item()
+    torch.manual_seed(1)
+    first, memory = model.backbone.remember(batch.history, batch.timestamps)
+    places, valid = target_places(batch.target)
+    chains = Chains(places, model._visible(batch.history, places))
+    states = model._chain(at_places(first, places), memory, chains)[:, valid]
+    similarity = [state @ state.T / 5.0 for state in states[1:]]
+    one_view = torch.stack([(one.logsumexp(dim=1) - one.diagonal()).mean() for one in similarity]).mean().item()
+    assert contrast != pytest.approx(one_view, rel=0.01)
+
+
+def test_micro_batches_change_what_belongs_to_a_batch_and_nothing_else() -> None:
+    """Without contrast the loss of two parts, weighed by targets, is that of the whole; with it, of other rows."""
+    differences = []
+    for contrast in (0.0, 1.0):
+        model = scrambled(make({"noise": 0.0, "contrast": contrast}, temperature=3.0)).double()
+        batch = last_targets(model, rows=6)
+        parts = [batch.share(part, 2) for part in range(2)]
+        weighed = sum(model.loss(part) * part.num_targets for part in parts) / batch.num_targets
+        differences.append((model.loss(batch) - weighed).abs().item())
+    assert differences[0] < 1e-9
+    assert differences[1] > 0.01
+
+
+@pytest.mark.parametrize("objective", ["erl", "prl"])
+def test_bfloat16_gives_the_loss_of_float32(objective: str) -> None:
+    """The contrast among states that are alike, and the divergence, would be the first to show rounding."""
+    torch.manual_seed(0)
+    model = make({"objective": objective, "diversity": 0.5, "noise": 0.0}, norm="both", temperature=4.0).eval()
+    batch = last_targets(model, rows=9)
+    exact = model.loss(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = model.loss(batch)
+    assert_close(narrow.float(), exact, rtol=2e-2, atol=0)
 
 
 @pytest.mark.parametrize("objective", ["erl", "prl"])
@@ -394,12 +429,14 @@ def test_backbones_are_what_the_config_says() -> None:
     ("settings", "reasoning", "message"),
     [
         ({"temperature": 0.0}, {}, "temperature=0.0 must be above 0"),
-        ({"loss": LossConfig(kind="bce")}, {}, "loss.kind=bce has no softmax to sharpen"),
+        ({"loss": LossConfig(kind="bce")}, {}, "loss.kind=bce draws a negative for each position"),
         (
             {"backbone": "bert4rec", "items": "morec"},
             {},
-            "items=morec and cosine=False are settings of backbone=sasrec",
+            "items=morec is no setting of backbone=bert4rec; leave it at t",
         ),
+        ({"backbone": "bert4rec", "input_norm": True}, {}, "input_norm=True is no setting of backbone=bert4rec; leave"),
+        ({"mask_share": 0.5}, {}, "mask_share=0.5 is no setting of backbone=sasrec; leave it at 0.2"),
         ({"backbone": "bert4rec", "max_len": 1}, {}, "max_len=1 leaves no room"),
         ({}, {"steps": -1}, "steps=-1 must be at least 0"),
         ({}, {"sharpening": 0.0}, "sharpening=0.0 must be above 0"),

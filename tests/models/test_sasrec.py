@@ -59,8 +59,14 @@ def with_texts(model: SASRec) -> SASRec:
     """The same with random text vectors of its items, of length 1 and the same every time."""
     generator = torch.Generator().manual_seed(3)
     vectors = torch.randn(model.config.num_items + 1, model.config.text_width, generator=generator)
+    vectors[3] = 0  # an item without text
     model.learn_texts(F.normalize(vectors, dim=1))
     return model
+
+
+def test_a_table_takes_no_texts() -> None:
+    with pytest.raises(TypeError, match="items=table has a learned vector for each item"):
+        make().learn_texts(torch.zeros(NUM_ITEMS + 1, 384))
 
 
 class TestSASRecOfProjectedTexts(LearningContract, CausalRetrieverContract):

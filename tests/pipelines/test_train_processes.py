@@ -47,10 +47,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return tiny_prepared(tmp_path_factory.mktemp("data"))
 
 
-def command(prepared: Prepared, out: Path, *settings: str) -> list[str]:
+def command(prepared: Prepared, out: Path, *settings: str, model: str = "sasrec") -> list[str]:
     """The arguments of `recsys train` for the same run."""
     options = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
-    return ["train", str(prepared.folder), "--model", "sasrec", "--out", str(out), "--no-tracking", *options]
+    return ["train", str(prepared.folder), "--model", model, "--out", str(out), "--no-tracking", *options]
 
 
 def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -128,10 +128,12 @@ def test_a_killed_training_does_not_go_on_with_other_settings(
         ),
         pytest.param(("model.loss.kind=bce", "training.averaging=0.5"), id="binary"),
         pytest.param(("model.positions=none", "model.recency=0.25", "training.event_dropout=0.3"), id="thinned"),
+        pytest.param(("model.reasoning.objective=erl", "model.reasoning.diversity=0"), id="reasoning"),
     ],
 )
 def test_two_processes_train_as_one(prepared: Prepared, tmp_path: Path, loss: tuple[str, ...]) -> None:
     """The same losses and figures each epoch, though one batch holds a single window, fewer than processes."""
+    model = "rearec" if any(setting.startswith("model.reasoning") for setting in loss) else "sasrec"
     windows = trained(prepared, tmp_path / "count").manifest["counts"]["windows"]
     settings = (
         *loss,
@@ -143,8 +145,8 @@ def test_two_processes_train_as_one(prepared: Prepared, tmp_path: Path, loss: tu
         "training.warmup_steps=0",
         "training.clip_norm=0.3",  # between the norms of both batches: a wrong scale shows through Adam
     )
-    alone = trained(prepared, tmp_path / "alone", *settings)
-    arguments = command(prepared, tmp_path / "two", *settings)
+    alone = trained(prepared, tmp_path / "alone", *settings, model=model)
+    arguments = command(prepared, tmp_path / "two", *settings, model=model)
     result = python(
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipelines.cli", *arguments
     )

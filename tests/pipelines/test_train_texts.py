@@ -16,9 +16,11 @@ from pipelines.export import ExportConfig, export
 from pipelines.loading import run_scorer
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
+from pipelines.train import TrainConfig, train
 from recsys.batches import Histories
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared
+from recsys.runs import Run
 from recsys.text_vectors import SentenceEncoder
 
 WORDS = ("red shoe", "blue shoe", "green hat", "old book", "new book")
@@ -76,8 +78,30 @@ def test_its_bundle_answers_as_the_evaluator(prepared: Prepared, tmp_path: Path,
     np.testing.assert_allclose(scores, -np.sort(-expected[:, 1:], axis=1)[:, :20], atol=1e-4)
 
 
+def test_another_width_than_the_encoders_is_refused(prepared: Prepared, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.text_width=7, and the encoder's vectors have 384 numbers; set model"
+    ):
+        trained(prepared, tmp_path / "run", *TEXTS, "model.text_width=7")
+
+
+def test_a_run_says_which_encoder_it_read_and_resumes_with_no_other(prepared: Prepared, tmp_path: Path) -> None:
+    run = trained(prepared, tmp_path / "run", *TEXTS)
+    assert run.config["text_encoder"] == SentenceEncoder().identity
+    refitted = trained_again(prepared, run.folder, tmp_path / "refit")
+    assert refitted.config["text_encoder"] == SentenceEncoder().identity
+
+
+def trained_again(prepared: Prepared, folder: Path, out: Path) -> Run:
+    """The run refitted."""
+    config = TrainConfig(data=prepared.folder, model="sasrec", out=out, refit=folder, tracking=False)
+    run = train(config, Reporter(quiet=True))
+    assert run is not None
+    return run
+
+
 def test_items_without_text_cannot_be_made_of_it(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", random_rows(1, 30, 25, 600))
     prepared = prepare(PrepareConfig(dataset=dataset, out=tmp_path / "prepared"))
-    with pytest.raises(DataError, match=r"has no item text for model\.items to be made of; ingest an item table"):
+    with pytest.raises(DataError, match=r"has no item text for model\.items=morec to be made of; ingest an item table"):
         trained(prepared, tmp_path / "run", *TEXTS)

