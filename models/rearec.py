@@ -82,7 +82,7 @@ class ReasoningConfig:
 class ReaRecConfig(TransformerConfig):
     """The backbone's settings, and how it reasons.
 
-    `input_norm` (BERT4Rec always has one), `items`, `text_width` and `cosine` are SASRec's, the shares BERT4Rec's.
+    `input_norm` (BERT4Rec always has one), `items`, those of `text_` and `cosine` are SASRec's, the shares BERT4Rec's.
     """
 
     backbone: Literal["sasrec", "bert4rec"] = "sasrec"
@@ -100,7 +100,6 @@ class ReaRecConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.of_backbone()
         known = {entry.name for entry in fields(self.of_backbone())} | {"backbone", "reasoning"}
         for entry in fields(self):
             if entry.name not in known and getattr(self, entry.name) != entry.default:

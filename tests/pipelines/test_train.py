@@ -56,6 +56,13 @@ def test_a_run_says_what_it_is(prepared: Prepared, tmp_path: Path) -> None:
         "recency": 0.0,
         "sink": False,
         "time_buckets": 0,
+        "temperature": 1.0,
+        "input_norm": False,
+        "items": "table",
+        "text_encoder": None,
+        "text_revision": None,
+        "text_width": 384,
+        "cosine": False,
         "loss": {
             "kind": "softmax",
             "negatives": 512,
