@@ -41,8 +41,8 @@ from models.sasrec import SASRec, SASRecConfig, SASRecState
 from recsys.batches import Histories, TrainBatch, WindowShape
 from recsys.divergence import Form, step_divergence
 from recsys.errors import ConfigError
-from recsys.layers import Chains, KeyValues, TransformerConfig
-from recsys.losses import ItemVectors, LossConfig
+from recsys.layers import Chains, KeyValues
+from recsys.losses import ItemVectors
 from recsys.negatives import Negatives
 from recsys.sequences import IntArray, Windows
 
@@ -79,23 +79,12 @@ class ReasoningConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReaRecConfig(TransformerConfig):
-    """The backbone's settings, and how it reasons.
-
-    `input_norm` (BERT4Rec always has one), `items`, those of `text_` and `cosine` are SASRec's, the shares BERT4Rec's.
-    """
+class ReaRecConfig(SASRecConfig):
+    """The backbone's settings, SASRec's or (`mask_share`, `last_item_share`) BERT4Rec's, and how it reasons."""
 
     backbone: Literal["sasrec", "bert4rec"] = "sasrec"
-    activation: Literal["relu", "gelu", "swiglu"] = "relu"
-    input_norm: bool = False
     mask_share: float = 0.2
     last_item_share: float = 0.1
-    items: Literal["table", "morec", "unisrec"] = "table"
-    text_encoder: str | None = None
-    text_revision: str | None = None
-    text_width: int = 384
-    cosine: bool = False
-    loss: LossConfig = field(default_factory=LossConfig)
     reasoning: ReasoningConfig = field(default_factory=ReasoningConfig)
 
     def __post_init__(self) -> None:

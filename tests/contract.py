@@ -32,6 +32,16 @@ from recsys.splits import TrainingEvents
 
 NUM_ITEMS = 29
 MAX_LEN = 11
+SMALL = {
+    "num_items": NUM_ITEMS,
+    "max_len": MAX_LEN,
+    "embedding_dim": 12,
+    "num_blocks": 2,
+    "num_heads": 3,
+    "ffn_dim": 20,
+    "dropout": 0.0,
+}
+"""Sizes of sequence models under test; no two of them alike, so that a transpose cannot hide."""
 
 
 def scrambled(model: nn.Module, seed: int = 0) -> nn.Module:

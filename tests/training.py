@@ -21,6 +21,8 @@ SMALL = (
     "training.batch_size=8",
     "training.warmup_steps=2",
 )
+FILES_OF_A_CHECKPOINT = 4
+"""Tensor files: model, average, best, optimizer."""
 
 
 def trained(
@@ -46,3 +48,23 @@ def assert_same_weights(first: Run, second: Run) -> None:
     ours, theirs = load_file(first.folder / "model.safetensors"), load_file(second.folder / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def killed_while_saving(number: int) -> str:
+    """A program: `recsys` as its arguments say, killed before tensor file `number` (from 1) of its checkpoints."""
+    return f"""
+import os, runpy, signal
+from recsys import checkpoints
+
+saved = 0
+
+def dying(*arguments):
+    global saved
+    saved += 1
+    if saved == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save_file(*arguments)
+
+save_file, checkpoints.save_file = checkpoints.save_file, dying
+runpy.run_module("pipelines.cli", run_name="__main__")
+"""

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from contract import MAX_LEN, NUM_ITEMS, LearningContract, RetrieverContract, adamw_steps, random_batch, scrambled
+from contract import (
+    MAX_LEN,
+    NUM_ITEMS,
+    SMALL,
+    LearningContract,
+    RetrieverContract,
+    adamw_steps,
+    random_batch,
+    scrambled,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import PRIME, histories_of, random_histories, windows_of
@@ -19,22 +28,12 @@ from recsys.errors import ConfigError
 from recsys.losses import LossConfig
 from recsys.sequences import Windows
 
-SMALL = {
-    "num_items": NUM_ITEMS,
-    "max_len": MAX_LEN,
-    "embedding_dim": 12,
-    "num_blocks": 2,
-    "num_heads": 3,
-    "ffn_dim": 20,
-    "dropout": 0.0,
-    "mask_share": 0.3,
-    "last_item_share": 0.1,
-}
+CLOZE = {**SMALL, "mask_share": 0.3, "last_item_share": 0.1}
 
 
 def make(**settings: Any) -> BERT4Rec:
     """A small model."""
-    return BERT4Rec(BERT4RecConfig(**SMALL | {"num_heads": 2 if "embedding_dim" in settings else 3} | settings))
+    return BERT4Rec(BERT4RecConfig(**CLOZE | {"num_heads": 2 if "embedding_dim" in settings else 3} | settings))
 
 
 class TestBERT4Rec(LearningContract, RetrieverContract):
@@ -307,4 +306,4 @@ def test_windows_never_outgrow_the_position_table() -> None:
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        BERT4RecConfig(**SMALL | settings)
+        BERT4RecConfig(**CLOZE | settings)

@@ -7,23 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from contract import MAX_LEN, NUM_ITEMS, CausalRetrieverContract, LearningContract, random_batch, scrambled
+from contract import MAX_LEN, NUM_ITEMS, SMALL, CausalRetrieverContract, LearningContract, random_batch, scrambled
 from tiny import histories_of, irregular_times, random_histories, windows_of
 from torch.testing import assert_close
 
 from models.sasrec import SASRec, SASRecConfig
 from recsys.errors import ConfigError
 from recsys.losses import LossConfig
-
-SMALL = {
-    "num_items": NUM_ITEMS,
-    "max_len": MAX_LEN,
-    "embedding_dim": 12,
-    "num_blocks": 2,
-    "num_heads": 3,
-    "ffn_dim": 20,
-    "dropout": 0.0,
-}
 
 
 def make(**settings: Any) -> SASRec:

@@ -19,6 +19,7 @@ from command_line import run_recsys
 from safetensors.torch import load_file
 from sweeping import COUNTING, NETWORK, config_of, make, outcomes, rows_of, space_file, swept
 from tiny import tiny_prepared
+from training import FILES_OF_A_CHECKPOINT, killed_while_saving
 
 from models.registry import preset
 from pipelines.reporter import Reporter
@@ -32,23 +33,9 @@ from recsys.runs import open_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 EPOCHS_OF_TWO_TRIALS = 4
-FILES_OF_A_CHECKPOINT = 4
-KILLED_IN_THE_SECOND_EPOCH_OF_THE_SECOND_TRIAL = f"""
-import os, runpy, signal
-from recsys import checkpoints
-
-saved = 0
-
-def dying(*arguments):
-    global saved
-    saved += 1
-    if saved == {FILES_OF_A_CHECKPOINT * (EPOCHS_OF_TWO_TRIALS - 1) + 1}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    save_file(*arguments)
-
-save_file, checkpoints.save_file = checkpoints.save_file, dying
-runpy.run_module("pipelines.cli", run_name="__main__")
-"""
+KILLED_IN_THE_SECOND_EPOCH_OF_THE_SECOND_TRIAL = killed_while_saving(
+    FILES_OF_A_CHECKPOINT * (EPOCHS_OF_TWO_TRIALS - 1) + 1
+)
 
 
 @pytest.fixture(scope="module")

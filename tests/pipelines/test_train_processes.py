@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 from tiny import tiny_prepared
-from training import SMALL, assert_same_weights, epochs, trained
+from training import (
+    FILES_OF_A_CHECKPOINT,
+    SMALL,
+    assert_same_weights,
+    epochs,
+    killed_while_saving,
+    trained,
+)
 
 from recsys.checkpoints import latest_checkpoint
 from recsys.errors import DataError
@@ -23,22 +30,6 @@ RESUMED = (
     "model.loss.negatives=12",
     "training.checkpoint_seconds=0",
 )
-KILLED_WHILE_SAVING = """
-import os, runpy, signal, sys
-from recsys import checkpoints
-
-saved = 0
-
-def dying(*arguments):
-    global saved
-    saved += 1
-    if saved == 4 * {steps} + 2:  # the second of the four tensor files of the checkpoint after that
-        os.kill(os.getpid(), signal.SIGKILL)
-    save_file(*arguments)
-
-save_file, checkpoints.save_file = checkpoints.save_file, dying
-runpy.run_module("pipelines.cli", run_name="__main__")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +57,8 @@ def killed(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Where a training was killed (SIGKILL) in its second epoch, half-way through writing its ninth checkpoint."""
     out = tmp_path_factory.mktemp("killed") / "run"
     arguments = command(prepared, out, *RESUMED)
-    result = python("-c", KILLED_WHILE_SAVING.format(steps=8), *arguments)
+    second_file_after_eight_steps = FILES_OF_A_CHECKPOINT * 8 + 2
+    result = python("-c", killed_while_saving(second_file_after_eight_steps), *arguments)
     assert result.returncode == -9, result.stderr
     return out
 
