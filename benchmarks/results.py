@@ -1,4 +1,4 @@
-"""Fills docs/results.md: `python -m benchmarks.results [--only NAME] [--seeds 0 1] [--minutes M]`.
+"""Fills docs/results.md: `python -m benchmarks.results [--only NAME] [--models NAME ...] [--seeds 0 1] [--minutes M]`.
 
 A program, not a log: what is done is skipped, what was cut is resumed, what matters most runs first (the first seed
 of everything, then the second ...). Figures are kept in benchmarks/records, and the page is written anew from these
@@ -44,7 +44,7 @@ def main() -> None:
     reporter = Reporter()
     try:
         for experiment, model, seed in [] if arguments.page else in_order_of_importance(experiments, arguments.seeds):
-            if read_record(experiment, model, seed) is None:
+            if model in (arguments.models or experiment.models) and read_record(experiment, model, seed) is None:
                 run_one(experiment, model, seed, arguments.work, reporter)
                 PAGE.write_text(page(read_experiments()), encoding="utf-8")
     except TimeUp:
@@ -57,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/results"), help="where data and runs are kept")
     parser.add_argument("--only", help="name of one experiment")
+    parser.add_argument("--models", nargs="+", help="these models alone")
     parser.add_argument("--seeds", type=int, nargs="+", help="these seeds alone; two processes may share the work so")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes")
     parser.add_argument("--threads", type=int, help="torch threads (default: all cores)")

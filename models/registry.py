@@ -13,6 +13,7 @@ from models.item_knn import ItemKNN, ItemKNNConfig
 from models.markov import Markov, MarkovConfig
 from models.popularity import Popularity, PopularityConfig
 from models.rearec import ReaRec, ReaRecConfig
+from models.recformer import Recformer, RecformerConfig
 from models.sasrec import SASRec, SASRecConfig
 from models.tfidf import Tfidf, TfidfConfig
 from recsys.errors import ConfigError
@@ -26,6 +27,7 @@ MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "sasrec": (SASRec, SASRecConfig),
     "bert4rec": (BERT4Rec, BERT4RecConfig),
     "rearec": (ReaRec, ReaRecConfig),
+    "recformer": (Recformer, RecformerConfig),
 }
 
 FLOORS = ("popularity", "popularity-recent", "markov", "item-knn", "tfidf")
@@ -42,6 +44,11 @@ class ModelConfig:
     def model_class(self) -> type[Any]:
         """The class that `values` configures."""
         return MODELS[self.name][0]
+
+    @property
+    def reads_sentences(self) -> bool:
+        """Whether its class is a `SentenceReader`."""
+        return hasattr(self.model_class, "learn_sentences")
 
     def as_dict(self) -> dict[str, Any]:
         """For manifests, bundles and MLflow."""

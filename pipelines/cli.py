@@ -46,7 +46,7 @@ def ingest(
     sources: Annotated[list[Path], typer.Argument(help="Log files or folders, .gz too.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the new dataset.", show_default=False)],
     format: Annotated[  # noqa: A002 - the option's public name
-        Literal["auto", "recbole", "csv", "jsonl", "parquet", "movielens", "sequences", "npy"],
+        Literal["auto", "recbole", "csv", "jsonl", "json", "parquet", "movielens", "sequences", "npy"],
         typer.Option(help="Form of the sources."),
     ] = "auto",
     map: Annotated[  # noqa: A002 - the option's public name
@@ -88,6 +88,24 @@ def ingest(
         overwrite=overwrite,
     )
     finish(out, run(config, Reporter()).manifest, as_json)
+
+
+@app.command()
+def combine(
+    datasets: Annotated[list[Path], typer.Argument(help="Outputs of `recsys ingest`.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the new dataset.", show_default=False)],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Put several datasets into one, ids behind the folders' names: what a text model is pretrained on.
+
+    Example: `recsys combine data/shop data/books --out data/both`
+    """
+    from pipelines.combine import CombineConfig
+    from pipelines.combine import combine as run
+
+    dataset = run(CombineConfig(datasets=tuple(datasets), out=out, overwrite=overwrite))
+    finish(out, dataset.manifest, as_json)
 
 
 @app.command()
@@ -157,6 +175,12 @@ def train(
         Path | None,
         typer.Option(help="A finished run: train it anew on training and validation events, for its best epochs."),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="A finished run of the same model whose weights this one begins with; its data may be others."
+        ),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="A named preset of the model in place of its default, e.g. demo.")
     ] = None,
@@ -185,6 +209,7 @@ def train(
             model=model,
             out=out,
             refit=refit,
+            init=init,
             preset=preset,
             config_file=config,
             settings=tuple(set),

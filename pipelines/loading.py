@@ -12,11 +12,14 @@ from models.registry import ModelConfig, build_config, model_config, preset
 from pipelines.reporter import Reporter
 from recsys.contracts import CatalogScorer, TrainableRetriever
 from recsys.errors import ConfigError, DataError
+from recsys.item_sentences import ItemSentences, item_attributes, item_sentences
 from recsys.item_text import has_text, item_texts
 from recsys.prepared import Prepared
+from recsys.pretrained import Pretrained
 from recsys.ranking import RetrieverScorer
 from recsys.runs import WEIGHTS, Run
 from recsys.splits import FitOn, Part
+from recsys.text_encoder import encoder_shape, first_position, network_weights
 from recsys.text_vectors import SentenceEncoder, default_store, text_vectors
 
 
@@ -73,6 +76,50 @@ def text_encoder(config: ModelConfig, prepared: Prepared) -> SentenceEncoder | N
             "item table with --items, or set model.items=table."
         )
     return SentenceEncoder(config.values.text_encoder, config.values.text_revision)
+
+
+def text_network(config: ModelConfig, prepared: Prepared) -> Pretrained | None:
+    """The pretrained network of a model that reads items as tokens, checked to have its sizes; None for others."""
+    if not config.reads_sentences:
+        return None
+    pretrained = Pretrained(config.values.text_encoder, config.values.text_revision)
+    shape = encoder_shape(pretrained.config)
+    if differing := {name: value for name, value in shape.items() if getattr(config.values, name) != value}:
+        settings = " ".join(f"--set model.{name}={value}" for name, value in differing.items())
+        raise ConfigError(f"train {config.name}: text encoder {pretrained.place} has other sizes; give {settings}.")
+    if not has_text(prepared.items):
+        raise DataError(
+            f"train: {prepared.folder} has no item text for {config.name} to read; ingest an item table with --items."
+        )
+    return pretrained
+
+
+def sentences(config: ModelConfig, prepared: Prepared, pretrained: Pretrained) -> ItemSentences:
+    """Tokens of all items, padding's row first."""
+    attributes = item_attributes(prepared.items, config.values.attributes, config.values.max_attributes)
+    return item_sentences(attributes, pretrained.tokenizer, config.values.attribute_tokens)
+
+
+def language(pretrained: Pretrained) -> dict[str, torch.Tensor]:
+    """Weights of the pretrained network under our names."""
+    return network_weights(pretrained.weights(), first_position(pretrained.config))
+
+
+def start_from(model: torch.nn.Module, run: Run, prepared: Prepared) -> None:
+    """Gives a fresh model the weights of a run; what is not learned (item matrix) only where the data is the same."""
+    stored, own = load_file(run.folder / WEIGHTS), model.state_dict()
+    learned = [name for name, _ in model.named_parameters()]
+    for name in learned:
+        if name not in stored or stored[name].shape != own[name].shape:
+            theirs = tuple(stored[name].shape) if name in stored else "none"
+            raise DataError(
+                f"train --init {run.folder}: weight {name} is {tuple(own[name].shape)} here and {theirs} there; start "
+                "from a run of the same model and sizes, and where weights belong to items, on the same data."
+            )
+    same = run.config["data"] == prepared.fingerprint
+    kept = [name for name in own if name in stored and stored[name].shape == own[name].shape]
+    taken = [name for name in kept if same or name in learned]
+    model.load_state_dict({name: stored[name] for name in taken}, strict=False)
 
 
 def text_features(prepared: Prepared, encoder: SentenceEncoder, width: int, reporter: Reporter) -> torch.Tensor:

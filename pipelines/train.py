@@ -16,14 +16,23 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from models.registry import ModelConfig, build_config, model_config, preset
-from pipelines.loading import stored_config, text_encoder, text_features
+from pipelines.loading import (
+    language,
+    sentences,
+    start_from,
+    stored_config,
+    text_encoder,
+    text_features,
+    text_network,
+)
 from pipelines.reporter import Reporter
 from recsys.batches import TrainingWindows
-from recsys.contracts import CatalogScorer, CountingModel, TextReader
+from recsys.contracts import CatalogScorer, CountingModel, SentenceReader, TextReader
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import mean_metrics, rank_cases
 from recsys.memory import keep_freed_memory
 from recsys.prepared import Prepared, open_prepared
+from recsys.pretrained import Pretrained
 from recsys.ranking import RetrieverScorer
 from recsys.runs import CONFIG, EPOCHS, WEIGHTS, Run, open_run
 from recsys.splits import FitOn, TrainingEvents
@@ -43,13 +52,15 @@ class TrainConfig:
     """Settings of `recsys train`; `settings` are texts `section.key=value`, which win over file and preset.
 
     `refit`: a finished run of the same model, trained anew with its settings on training and validation events, for
-    as many epochs as were best; what ships should know the latest events.
+    as many epochs as were best; what ships should know the latest events. `init`: a finished run whose weights this
+    one begins with, perhaps of other data.
     """
 
     data: Path
     model: str
     out: Path
     refit: Path | None = None
+    init: Path | None = None
     preset: str | None = None
     config_file: Path | None = None
     settings: tuple[str, ...] = ()
@@ -71,6 +82,8 @@ class Plan:
     fit_on: FitOn = "train"
     selected: dict[str, float] = field(default_factory=dict)
     encoder: SentenceEncoder | None = None
+    network: Pretrained | None = None
+    start: Run | None = None
 
     @property
     def events(self) -> TrainingEvents:
@@ -87,7 +100,11 @@ class Plan:
             "stop_after": self.stop_after,
             "model": self.model.as_dict(),
         }
-        sections |= {"text_encoder": self.encoder.identity} if self.encoder else {}
+        if text := self.encoder or self.network:
+            sections["text_encoder"] = text.identity
+        if self.start is not None:
+            sections["init"] = str(self.start.folder.resolve())
+            sections["init_weights"] = self.start.manifest["files"][WEIGHTS]
         return sections | ({"training": asdict(self.training)} if self.by_gradient else {})
 
     @property
@@ -109,7 +126,7 @@ def train(config: TrainConfig, reporter: Reporter) -> Run | None:
         "train",
         config.out,
         config=plan.as_dict(),
-        inputs=[path for path in (config.data, config.refit) if path is not None],
+        inputs=[path for path in (config.data, config.refit, config.init) if path is not None],
         seed=plan.seed,
         overwrite=config.overwrite,
         keep_partial=True,
@@ -146,8 +163,20 @@ def make_plan(config: TrainConfig) -> Plan:
     training = build_config(TrainingConfig, sections.get("training", {}), f"training of {config.model}")
     if training.event_dropout:
         check_event_dropout(model)
-    encoder = text_encoder(model, prepared)
-    return Plan(prepared=prepared, model=model, training=training, seed=config.seed, encoder=encoder)
+    if training.averaging and model.reads_sentences:
+        raise ConfigError(
+            f"train {model.name}: training.averaging={training.averaging} averages weights but not the item matrix "
+            "made of them; set training.averaging=0."
+        )
+    return Plan(
+        prepared=prepared,
+        model=model,
+        training=training,
+        seed=config.seed,
+        encoder=text_encoder(model, prepared),
+        network=text_network(model, prepared),
+        start=None if config.init is None else open_run(config.init),
+    )
 
 
 def check_event_dropout(model: ModelConfig) -> None:
@@ -166,8 +195,10 @@ def check_event_dropout(model: ModelConfig) -> None:
 
 def refit_plan(config: TrainConfig, run: Run, prepared: Prepared) -> Plan:
     """The run's own settings, seed and schedule up to its best epoch, on everything before the test part."""
-    if config.preset or config.config_file or config.settings:
-        raise ConfigError(f"train: --refit takes every setting from {run.folder}; drop --preset, --config and --set.")
+    if config.preset or config.config_file or config.settings or config.init:
+        raise ConfigError(
+            f"train: --refit takes every setting from {run.folder}; drop --preset, --config, --set and --init."
+        )
     if run.model != config.model or run.prepared().fingerprint != prepared.fingerprint or run.fit_on != "train":
         raise DataError(
             f"train: {run.folder} is a {run.model!r} run on {run.fit_on} of {run.prepared().folder}; --refit needs a "
@@ -178,12 +209,24 @@ def refit_plan(config: TrainConfig, run: Run, prepared: Prepared) -> Plan:
         prepared=prepared,
         model=model,
         encoder=text_encoder(model, prepared),
+        network=text_network(model, prepared),
+        start=started_from(run),
         training=build_config(TrainingConfig, run.config.get("training", {}), "training"),
         seed=run.config["seed"],
         stop_after=counts.get("best_epoch"),
         fit_on="train+validation",
         selected={key: value for key, value in counts.items() if key.startswith("best_")},
     )
+
+
+def started_from(run: Run) -> Run | None:
+    """The run whose weights this one began with, checked to be as it was."""
+    if "init" not in run.config:
+        return None
+    start = open_run(Path(run.config["init"]))
+    if start.manifest["files"][WEIGHTS] != run.config["init_weights"]:
+        raise DataError(f"train --refit {run.folder}: {start.folder}, which it began with, has other weights since.")
+    return start
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -296,6 +339,10 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
         reader: TextReader = model
         with make_accelerator(plan.training).main_process_first():  # the others find its vectors in the store
             reader.learn_texts(text_features(plan.prepared, plan.encoder, plan.model.values.text_width, reporter))
+    if plan.start is not None:
+        start_from(model, plan.start, plan.prepared)
+    if plan.network is not None:
+        begin_with_language(model, plan, plan.network)
     windows = TrainingWindows.cut(plan.events.stops, model.window)
     trainer = Trainer(model, plan.prepared.store, windows, plan.training, plan.seed, folder, tracker)
     if trainer.resume():
@@ -311,6 +358,13 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
         validate = validation(plan, trainer) if plan.fit_on == "train" else None
         trainer.fit(validate, WATCHED, on_epoch, lambda: advance(1), plan.stop_after)
     return trainer
+
+
+def begin_with_language(model: SentenceReader, plan: Plan, network: Pretrained) -> None:
+    """Tokens of the items, and where no run is to start from, the pretrained network."""
+    model.learn_sentences(sentences(plan.model, plan.prepared, network))
+    if plan.start is None:
+        model.learn_network(language(network))
 
 
 def validation(plan: Plan, trainer: Trainer) -> Callable[[], dict[str, float]]:

@@ -26,15 +26,16 @@ def attention(
     query: Float[Tensor, "B H L Dh"],
     keys: Float[Tensor, "B H T Dh"],
     values: Float[Tensor, "B H T Dh"],
-    key_mask: Bool[Tensor, "B 1 1 T"] | None = None,
+    key_mask: Bool[Tensor, "B 1 q T"] | None = None,
     causal: bool = False,
     recency: float = 0.0,
     sink: Float[Tensor, " H"] | None = None,
 ) -> Float[Tensor, "B H L Dh"]:
     """Each query's mix of values.
 
-    `key_mask` is true where a key may be looked at, `recency` see `distance_penalty`, `sink` is the logit of looking
-    at nothing: softmax over T + 1 places, the last of which has the value zero.
+    `key_mask` is true where a key may be looked at, by all queries alike (q = 1) or not (q = L).
+    `recency`: see `distance_penalty`. `sink` is the logit of looking at nothing: softmax over T + 1 places, the last of
+    which has the value zero.
     """
     penalty = distance_penalty(query, keys, recency) if recency else None
     own = query.dtype == torch.bfloat16 or sink is not None  # torch's has no fused form whose bias gets a gradient
@@ -144,7 +145,7 @@ class _Scores:
     query: Float[Tensor, "B H L Dh"]
     keys: Float[Tensor, "B H T Dh"]
     penalty: Float[Tensor, "1 H L T"] | None
-    mask: Float[Tensor, "B 1 1 T"] | None
+    mask: Float[Tensor, "B 1 q T"] | None
     causal: bool
 
     def chunks(self) -> Iterator[tuple[slice, slice, slice]]:
@@ -166,7 +167,7 @@ class _Scores:
         if self.penalty is not None:
             scores += self.penalty[:, :, queries, seen] * LOG2_E
         if self.mask is not None:
-            scores += self.mask[rows, :, :, seen]
+            scores += self.mask[rows, :, queries if self.mask.shape[2] > 1 else slice(None), seen]
         if self.causal:
             late = torch.full(scores.shape[2:], -torch.inf, dtype=scores.dtype)
             scores += late.triu(self.keys.shape[2] - self.query.shape[2] + queries.start + 1)
@@ -183,7 +184,7 @@ class _ChunkedAttention(torch.autograd.Function):
         keys: Float[Tensor, "B H T Dh"],
         values: Float[Tensor, "B H T Dh"],
         penalty: Float[Tensor, "1 H L T"] | None,
-        mask: Float[Tensor, "B 1 1 T"] | None,
+        mask: Float[Tensor, "B 1 q T"] | None,
         sink: Float[Tensor, " H"] | None,
         causal: bool,
     ) -> Float[Tensor, "B H L Dh"]:

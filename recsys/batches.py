@@ -4,6 +4,7 @@ Layout everywhere: right-padded, positions counted from the first event of the w
 key mask is needed then, and the encoding of a prefix is the prefix of the encoding.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -154,9 +155,14 @@ class TrainingWindows:
     def __len__(self) -> int:
         return len(self.users)
 
-    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[IntArray]:
-        """Indices of windows, batch by batch: shuffled, yet with neighbours in length together."""
-        order = rng.permutation(len(self))
+    def batches(self, batch_size: int, most: int = 0) -> int:
+        """Batches of an epoch."""
+        every = math.ceil(len(self) / batch_size)
+        return min(every, most) if most else every
+
+    def epoch(self, batch_size: int, rng: np.random.Generator, most: int = 0) -> Iterator[IntArray]:
+        """Indices of windows, `most` batches or all: shuffled, yet with neighbours in length together."""
+        order = rng.permutation(len(self))[: self.batches(batch_size, most) * batch_size]
         lengths = self.stops - self.starts
         pool = batch_size * POOL_BATCHES
         batches = []

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recsys.batches import Histories, TrainBatch, WindowShape
+from recsys.item_sentences import ItemSentences
 from recsys.sequences import IntArray, Windows
 from recsys.splits import TrainingEvents
 
@@ -97,6 +98,23 @@ class TextReader(TrainableRetriever, Protocol):
 
     def learn_texts(self, vectors: Float[Tensor, "V F"]) -> None:
         """Called once before training: a vector of each item row's text, padding's first."""
+        ...
+
+
+@runtime_checkable
+class SentenceReader(TrainableRetriever, Protocol):
+    """A retriever that reads items as tokens, with an encoder pretrained on language."""
+
+    def learn_sentences(self, sentences: ItemSentences) -> None:
+        """Called once before training: the tokens of each item row, padding's first."""
+        ...
+
+    def learn_network(self, weights: Mapping[str, Tensor]) -> None:
+        """Called before training that starts from no other run: weights of the pretrained encoder."""
+        ...
+
+    def refresh_items(self) -> None:
+        """Called before the first epoch and after each: item vectors of the weights as they are."""
         ...
 
 

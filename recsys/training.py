@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from recsys.batches import TrainBatch, TrainingWindows, thinned
 from recsys.checkpoints import Checkpoint, Progress, copy_weights, latest_checkpoint, on_device, save_checkpoint
-from recsys.contracts import TrainableRetriever
+from recsys.contracts import SentenceReader, TrainableRetriever
 from recsys.errors import ConfigError, DataError
 from recsys.sequences import SequenceStore
 from recsys.tracking import NoTracker, Tracker
@@ -33,13 +33,15 @@ from recsys.tracking import NoTracker, Tracker
 class TrainingConfig:
     """How a model is trained.
 
-    `batch_size` counts windows of all processes together; of more than `validation_cases` a fixed sample is ranked.
+    `batch_size` counts windows of all processes together; an epoch has at most `epoch_batches` of them, drawn anew, or
+    with 0 all; of more than `validation_cases` a fixed sample is ranked.
     `event_dropout` is the probability that an event of a window is left out, drawn anew every time it comes.
     With `averaging` above 0 the weights that are validated and kept are an exponential average over steps, of this
     decay (Polyak & Juditsky, 1992): what single steps of sparse data add as noise cancels out.
     """
 
     epochs: int = 100
+    epoch_batches: int = 0
     patience: int = 10
     batch_size: int = 128
     accumulation: int = 1
@@ -56,8 +58,10 @@ class TrainingConfig:
     validation_cases: int = 10_000
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "epoch_batches"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"training: {name}={getattr(self, name)} must be at least 0.")
         for name in (
-            "epochs",
             "patience",
             "batch_size",
             "accumulation",
@@ -121,7 +125,7 @@ class Trainer:
         self.progress = Progress()
         self.average = copy_weights(model.state_dict()) if config.averaging else {}
         self.best = copy_weights(model.state_dict())
-        self.batches_per_epoch = math.ceil(len(windows) / config.batch_size)
+        self.batches_per_epoch = windows.batches(config.batch_size, config.epoch_batches)
 
     @property
     def retriever(self) -> TrainableRetriever:
@@ -156,18 +160,30 @@ class Trainer:
         """Trains to the last epoch or until `watch` has not improved for `patience` epochs; then restores the best.
 
         Without `validate` there is no stopping early, and the last epoch is the best; `stop_after` ends training
-        there, on the schedule of all `epochs`.
+        there, on the schedule of all `epochs`. No epochs at all leave the model as it came, validated.
         """
+        if self.progress.step == 0:
+            self._refresh_items()
+            self.best = copy_weights(self.model.state_dict())
+        if self.config.epochs == 0:
+            self.progress.best_metric = self._validated(validate).get(watch, 0.0)
         while self.progress.epoch < (stop_after or self.config.epochs) and not self.progress.stopped:
             began = time.perf_counter()
             self._train_epoch(on_batch)
             with self._kept_weights():
+                self._refresh_items()
                 self._end_epoch(self._validated(validate), watch, time.perf_counter() - began)
             self._save()
             figures = self.progress.epochs[-1]
             self.tracker.log_metrics({k: v for k, v in figures.items() if k != "epoch"}, step=self.progress.epoch)
             on_epoch(figures)
         self.model.load_state_dict(self.best)
+
+    def _refresh_items(self) -> None:
+        """Item vectors of a model that keeps them apart from the weights they are made of."""
+        if isinstance(self.model, SentenceReader):
+            with self.accelerator.autocast():
+                self.model.refresh_items()
 
     @contextmanager
     def _kept_weights(self) -> Iterator[None]:
@@ -197,7 +213,7 @@ class Trainer:
         self.model.train()
         rng = np.random.default_rng([self.seed, self.progress.epoch])
         saved = time.perf_counter()
-        for number, chosen in enumerate(self.windows.epoch(self.config.batch_size, rng)):
+        for number, chosen in enumerate(self.windows.epoch(self.config.batch_size, rng, self.config.epoch_batches)):
             if number < self.progress.batch:
                 continue
             self.step(chosen, number)
@@ -288,6 +304,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Weight decay on matrices only, not on biases and norms."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in learned if parameter.ndim >= 2]
+    vectors = [parameter for parameter in learned if parameter.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from recsys.batches import Histories, TrainBatch
-from recsys.contracts import CountingModel, TrainableRetriever
+from recsys.contracts import CountingModel, SentenceReader, TrainableRetriever
 from recsys.index import ItemIndex
 from recsys.ranking import FullRanking, RetrieverScorer
 from recsys.splits import TrainingEvents
@@ -45,12 +45,21 @@ SMALL = {
 
 
 def scrambled(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every weight, norm and bias drawn anew, so that no fresh zero or one hides a mistake; padding stays zero."""
+    """Every weight, norm and bias drawn anew, so that no fresh zero or one hides a mistake; padding stays zero.
+
+    Of a model that makes its item vectors of texts these are made anew; its norms scale by about one, for with small
+    ones all texts would come out alike.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-        model.items.weight[0] = 0  # type: ignore[union-attr, index, operator]
+        if isinstance(model, SentenceReader):
+            for norm in (module for module in model.modules() if isinstance(module, nn.LayerNorm)):
+                norm.weight += 1
+            model.refresh_items()
+        else:
+            model.items.weight[0] = 0  # type: ignore[union-attr, index, operator]
     return model.eval()
 
 

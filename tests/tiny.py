@@ -135,3 +135,16 @@ def tiny_prepared(folder: Path, num_users: int = 37, seed: int = 0, **settings: 
     dataset = write_dataset(folder / "dataset", histories)
     options: dict[str, Any] = {"split": "last-item", "seen": "keep"} | settings
     return prepare(PrepareConfig(dataset=dataset, out=folder / "prepared", **options))
+
+
+def tiny_bert(folder: Path, words: Sequence[str]) -> Path:
+    """A random BERT of these words, as `save_pretrained` leaves it: weights, config and tokeniser."""
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast  # seconds, for the few tests that need it
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    BertTokenizerFast(vocab={word: place for place, word in enumerate(vocabulary)}).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder

@@ -104,6 +104,22 @@ def test_chunked_attention_is_its_formula(
     assert_close(gradients(ours, tensors, sink), gradients(plain, tensors, sink), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("drain", [False, True])
+def test_a_mask_may_differ_from_query_to_query(drain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window of neighbours and the first key, cut by each row's length, over several blocks of queries."""
+    monkeypatch.setattr(module, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(module, "CHUNK_SCORES", 20)
+    places, sink = torch.arange(8), sinks(drain)
+    near = ((places[:, None] - places).abs() <= 2) | (places == 0)
+    tensors, mask = inputs(8), key_mask(8) & near
+    wanted = [tensor for tensor in (*tensors, sink) if tensor is not None]
+    results = [kind(*tensors, mask, False, 0.0, sink) for kind in (chunked, attention, by_hand)]
+    slopes = [torch.autograd.grad((result**3).sum(), wanted) for result in results]
+    for result, gradient in zip(results[:2], slopes[:2], strict=True):
+        assert_close(result, results[2], rtol=1e-9, atol=1e-9)
+        assert_close(gradient, slopes[2], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(("causal", "masked", "close", "drain"), KINDS)
 def test_the_public_function_is_the_formula(causal: bool, masked: bool, close: bool, drain: bool) -> None:
     tensors, sink = inputs(6), sinks(drain)

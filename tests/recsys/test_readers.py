@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from recsys.errors import ConfigError, DataError, RecsysError
 from recsys.readers import SourceFormat, detect_format, read_table
-from recsys.source_files import RawTable, ReadOptions, expand_sources
+from recsys.source_files import PROBLEM, ROW, RawTable, ReadOptions, expand_sources
 
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\x1e"), min_size=1)
 
@@ -51,6 +51,9 @@ def parquet(frame: pl.DataFrame) -> bytes:
         ("a.npy", b"", "npy"),
         ("a.parquet", b"", "parquet"),
         ("a.json.gz", gzip.compress(b'\n {"user": 1}\n'), "jsonl"),
+        ("a.json", b'{"user": 1, "items": [2]}\n{"user": 2, "items": [3]}', "jsonl"),
+        ("a.json", b'{"7": [1, 2],\n "8": []}', "json"),
+        ("a.json.gz", gzip.compress(b'{"7": {"title": "a"}}'), "json"),
         ("a.jsonl", b'["1", "2"]\n', "sequences"),
         ("ratings.dat", b"1::2::3::4\n", "movielens"),
         ("u.data", b"196\t242\t3\t881250949\n", "csv"),
@@ -234,3 +237,37 @@ def test_missing_doubled_and_empty_sources(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     with pytest.raises(ConfigError, match=r"a\.csv: given more than once"):
         expand_sources([tmp_path / "a.csv"] * 2)
+
+
+def test_an_object_of_lists_is_a_sequence_a_user(tmp_path: Path) -> None:
+    table = read(tmp_path / "log.json", '{"7": [31, "12", null], "8": [[1]], "9": [5]}', "json")
+    rows = table.frame.select("user_id", "item_id", ROW, PROBLEM).rows()
+    assert rows == [
+        ("7", "31", 1, None),
+        ("7", "12", 1, None),
+        ("7", "", 1, None),
+        ("8", None, 2, "not a JSON list of items"),
+        ("9", "5", 3, None),
+    ]
+
+
+def test_an_object_of_objects_is_an_item_table(tmp_path: Path) -> None:
+    content = '{"3": {"title": "saw", "categories": ["a", "b"]}, "4": {"title": null, "brand": "x"}}'
+    frame = read(tmp_path / "items.json", content, "json").frame
+    assert frame.select("item_id", "title", "categories", "brand").rows() == [
+        ("3", "saw", '["a", "b"]', None),
+        ("4", None, None, "x"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2]", "is not one JSON object with entries; for an object a line use --format jsonl"),
+        ("{}", "is not one JSON object with entries"),
+        ('{"a": [1], "b": {}}', "entry 'a' is neither a list of items nor an object of attributes as others are"),
+    ],
+)
+def test_other_json_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / "log.json", content, "json")

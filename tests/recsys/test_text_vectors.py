@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from tiny import tiny_bert
+from transformers import BertModel
 
-import recsys.text_vectors as module
+import recsys.pretrained as module
 from recsys.errors import ConfigError
-from recsys.text_vectors import SentenceEncoder, default_store, embedded_minilm, text_vectors
+from recsys.pretrained import embedded_minilm
+from recsys.text_vectors import SentenceEncoder, default_store, text_vectors
 
 
 @dataclass
@@ -97,15 +99,7 @@ def test_the_store_is_named_by_the_environment(tmp_path: Path, monkeypatch: pyte
 @pytest.fixture(scope="module")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT with a vocabulary of letters."""
-    folder = tmp_path_factory.mktemp("encoder")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return tiny_bert(tmp_path_factory.mktemp("encoder"), tuple("abcdefghij"))
 
 
 def test_padding_changes_no_vector(tiny_encoder: Path) -> None:
@@ -161,7 +155,7 @@ def test_an_encoder_that_cannot_be_had_is_explained(tmp_path: Path) -> None:
 def test_missing_packages_are_named_with_what_brings_them(monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path) -> None:
     encoder = SentenceEncoder(str(tiny_encoder))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match=r"\(model\.items\) need transformers; pip install 'recsys\[text\]'"):
+    with pytest.raises(ConfigError, match=r"item texts .* need transformers; pip install 'recsys\[text\]'"):
         encoder.encode(["a"])
 
     def absent(name: str) -> None:

@@ -1,0 +1,395 @@
+"""Recformer: recommendation from the texts of items alone (Li et al., KDD 2023, arXiv:2305.13731).
+
+A history is one text, the sentences of its items from the newest to the oldest; an item is the text of one sentence.
+One bidirectional encoder reads both, and a score is the cosine of the two vectors divided by `temperature`. There is no
+table of item ids: an item that nobody has clicked has a vector as soon as it has a text.
+
+    tokens     [CLS] title red shoe brand acme title blue hat ...     newest item first, cut after `max_tokens`
+    kinds        0     1    2   2     1    2     1    2    2          of [CLS], of a key, of a value
+    places       0     1    1   1     1    1     2    2    2          of the item, counted from the newest
+
+`objective: pretrain`  history and next item are found among the items of the batch, and masked words are filled in;
+`objective: match`     the next item is found among a matrix of all item vectors, which no gradient changes: it is made
+                       anew from the weights after each epoch (stage 1), or stays what it was (stage 2, `frozen`).
+
+Reference: AaronHeee/RecFormer, which JiachengLi1995/Recformer (no code) points to. Deviates on purpose:
+  - items of the batch with the same text are no negatives of each other;
+  - a history to learn from has at least one item; the matrix that is validated is that of the weights beside it;
+  - attributes without a text are left out, key and all; padding has no kind of its own, for nothing looks at it;
+  - the mean of all tokens (`pooling: mean`) for encoders that were trained so, as MiniLM was;
+  - no dropout on attention weights.
+Dimensions: B rows, L events, V item rows (row 0 is padding), W tokens of a sentence, T tokens of a text, D width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from recsys.batches import Histories, TrainBatch, WindowShape
+from recsys.errors import ConfigError
+from recsys.item_sentences import NO_TOKEN, ItemSentences
+from recsys.layers import Dropout, TransformerConfig, init_weights
+from recsys.losses import CatalogLoss, LossConfig, softmax_cross_entropy
+from recsys.sequences import IntArray, Windows
+from recsys.text_encoder import TextBlocks
+
+KINDS = 3
+TOKENS_AT_ONCE = 8192
+"""Of item sentences, when the matrix is made."""
+KEPT, RANDOM = 0.1, 0.1
+"""Of the tokens chosen for masked language modelling; the others become the mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecformerConfig:
+    """Texts, encoder and objective; the encoder's sizes are those of the checkpoint it starts from."""
+
+    num_items: int
+    max_len: int = 50
+    max_tokens: int = 512
+    attributes: tuple[str, ...] = ()
+    max_attributes: int = 3
+    attribute_tokens: int = 32
+    text_encoder: str | None = None
+    text_revision: str | None = None
+    vocab_size: int = 30_522
+    embedding_dim: int = 384
+    num_blocks: int = 6
+    num_heads: int = 12
+    ffn_dim: int = 1536
+    norm_eps: float = 1e-12
+    attention_window: int = 0
+    pooling: Literal["first", "mean"] = "first"
+    dropout: float = 0.1
+    token_kinds: bool = True
+    item_places: bool = True
+    train_words: bool = True
+    objective: Literal["match", "pretrain"] = "match"
+    item_matrix: Literal["refreshed", "frozen"] = "refreshed"
+    temperature: float = 0.05
+    word_weight: float = 0.1
+    mask_share: float = 0.15
+    rows_at_once: int = 0
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        self.loss.check(self.num_items)
+        self.blocks  # noqa: B018 - checks the sizes
+        least = {"max_len": 1, "max_tokens": 2, "max_attributes": 1, "attribute_tokens": 1, "vocab_size": 2}
+        for name, smallest in (least | {"attention_window": 0, "rows_at_once": 0, "word_weight": 0}).items():
+            if getattr(self, name) < smallest:
+                raise ConfigError(f"RecformerConfig: {name}={getattr(self, name)} must be at least {smallest}.")
+        if self.attention_window % 2:
+            raise ConfigError(f"RecformerConfig: attention_window={self.attention_window} must be even: half a side.")
+        if not 0 < self.mask_share < 1:
+            raise ConfigError(f"RecformerConfig: mask_share={self.mask_share} must lie in (0, 1).")
+        if self.loss.kind == "bce":
+            raise ConfigError(
+                "RecformerConfig: loss.kind=bce needs an item that the user does not know; choose another."
+            )
+
+    @property
+    def blocks(self) -> TransformerConfig:
+        """The encoder's, as the shared layers want it."""
+        return TransformerConfig(
+            num_items=self.num_items,
+            max_len=self.max_tokens,
+            embedding_dim=self.embedding_dim,
+            num_blocks=self.num_blocks,
+            num_heads=self.num_heads,
+            ffn_dim=self.ffn_dim,
+            dropout=self.dropout,
+            norm="post",
+            activation="gelu",
+            positions="none",
+            temperature=self.temperature,
+        )
+
+    @property
+    def sentence_tokens(self) -> int:
+        """W: as long as a sentence can be."""
+        return self.max_attributes * self.attribute_tokens
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens of a batch; `real` where there is one, `starts` where a word begins."""
+
+    ids: Int[Tensor, "B T"]
+    kinds: Int[Tensor, "B T"]
+    places: Int[Tensor, "B T"]
+    starts: Bool[Tensor, "B T"]
+    real: Bool[Tensor, "B T"]
+
+
+class Recformer(nn.Module):
+    """One encoder for histories and items."""
+
+    tokens: Int[Tensor, "V W"]
+    token_kinds: Int[Tensor, "V W"]
+    word_starts: Bool[Tensor, "V W"]
+    first_with_text: Int[Tensor, " V"]
+    special: Int[Tensor, " 3"]
+    item_matrix: Float[Tensor, "V D"]
+
+    def __init__(self, config: RecformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.max_len = config.max_len
+        rows, width = config.num_items + 1, config.embedding_dim
+        for name, dtype in (("tokens", torch.int32), ("token_kinds", torch.int8), ("word_starts", torch.bool)):
+            self.register_buffer(name, torch.zeros(rows, config.sentence_tokens, dtype=dtype))
+        self.register_buffer("first_with_text", torch.zeros(rows, dtype=torch.int64))
+        self.register_buffer("special", torch.zeros(3, dtype=torch.int64))
+        self.register_buffer("item_matrix", torch.zeros(rows, width))
+        self.words = nn.Embedding(config.vocab_size, width)
+        self.positions = nn.Embedding(config.max_tokens, width)
+        self.kinds = nn.Embedding(KINDS if config.token_kinds else 1, width)
+        self.places = nn.Embedding(config.max_len + 1, width) if config.item_places else None
+        self.norm = nn.LayerNorm(width, config.norm_eps)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = TextBlocks(config.blocks, config.norm_eps, config.attention_window)
+        if config.objective == "pretrain" and config.word_weight:
+            self.head = nn.Linear(width, width)
+            self.head_norm = nn.LayerNorm(width, config.norm_eps)
+            self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.catalog_loss = CatalogLoss(config.loss, config.num_items)
+        self.apply(init_weights)
+        self.words.weight.requires_grad_(config.train_words)
+
+    def learn_sentences(self, sentences: ItemSentences) -> None:
+        """Takes the tokens of all item rows, to be kept with the weights; item vectors of other tokens are dropped."""
+        width, before = sentences.ids.shape[1], self.tokens.clone()
+        if sentences.ids.shape[0] != len(self.tokens) or width > self.config.sentence_tokens:
+            raise ValueError(
+                f"sentences of shape {tuple(sentences.ids.shape)} for item rows {tuple(self.tokens.shape)}"
+            )
+        if int(sentences.ids.max()) >= self.config.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size={self.config.vocab_size} is less than the tokeniser's ids; they go up to "
+                f"{int(sentences.ids.max())}."
+            )
+        self.tokens.zero_()[:, :width] = sentences.ids.to(self.tokens)
+        self.token_kinds.fill_(NO_TOKEN)[:, :width] = sentences.kinds.to(self.token_kinds)
+        self.word_starts.zero_()[:, :width] = sentences.starts.to(self.word_starts)
+        self.special.copy_(sentences.special)
+        written = torch.where(self.token_kinds != NO_TOKEN, self.tokens, -1)
+        _, same = torch.unique(written[1:], dim=0, return_inverse=True)
+        rows = torch.arange(1, len(written), device=same.device)
+        first = torch.full_like(rows, len(written)).scatter_reduce(0, same, rows, "amin")
+        self.first_with_text[1:] = first[same]
+        if not torch.equal(before, self.tokens):
+            self.item_matrix.zero_()
+
+    def learn_network(self, weights: Mapping[str, Tensor]) -> None:
+        """Starts from an encoder pretrained on language, see `recsys.text_encoder.network_weights`.
+
+        All kinds begin as the one it knows, places as zero: at first the network is the pretrained one.
+        """
+        own = dict(self.named_parameters())
+        with torch.no_grad():
+            for name, weight in weights.items():
+                if name == "kind":
+                    self.kinds.weight.copy_(weight.expand_as(self.kinds.weight))
+                elif name == "positions.weight":
+                    if len(weight) < self.config.max_tokens:
+                        raise ConfigError(
+                            f"model.max_tokens={self.config.max_tokens}, but the encoder knows {len(weight)} positions."
+                        )
+                    self.positions.weight.copy_(weight[: self.config.max_tokens])
+                elif name in own:
+                    own[name].copy_(weight)
+            if self.places is not None:
+                self.places.weight.zero_()
+
+    def text(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Text:
+        """Sentences of the items from the newest to the oldest behind a [CLS], cut after `max_tokens`."""
+        (rows, most), width = items.shape, self.config.sentence_tokens
+        back = torch.arange(most, device=items.device)
+        known = back < lengths[:, None]
+        newest = items.gather(1, (lengths[:, None].long() - 1 - back).clamp(min=0)) * known
+        sizes = (self.token_kinds != NO_TOKEN).sum(dim=1)[newest]
+        within = torch.arange(width, device=items.device)
+        slots = 1 + (sizes.cumsum(dim=1) - sizes)[:, :, None] + within
+        length = self._text_length(sizes)
+        used = (within < sizes[:, :, None]) & (slots < length)
+        slots = torch.where(used, slots, length).flatten(1)
+        blank = torch.zeros(rows, length + 1, dtype=torch.int64, device=items.device)
+        sources = blank.scatter(1, slots, (newest[:, :, None] * width + within).flatten(1))[:, :length]
+        places = blank.scatter(1, slots, (back + 1).expand(rows, -1).repeat_interleave(width, 1))[:, :length]
+        first = torch.arange(length, device=items.device) == 0
+        real = (places != 0) | first
+        ids = torch.where(places != 0, self.tokens.flatten()[sources].long(), self.special[1])
+        return Text(
+            ids=torch.where(first, self.special[0], ids),
+            kinds=self.token_kinds.flatten()[sources].long() * (places != 0),
+            places=places,
+            starts=self.word_starts.flatten()[sources] & (places != 0),
+            real=real,
+        )
+
+    def _text_length(self, sizes: Int[Tensor, "B L"]) -> int:
+        """T: that of the longest text; in a graph that is exported, the longest there can be."""
+        if torch.compiler.is_exporting():
+            return self.config.max_tokens
+        return min(self.config.max_tokens, 1 + int(sizes.sum(dim=1).max()))
+
+    def _embedded(self, text: Text) -> Float[Tensor, "B T D"]:
+        kinds = text.kinds if self.config.token_kinds else torch.zeros_like(text.kinds)
+        x = self.words(text.ids) + self.positions.weight[: text.ids.shape[1]] + self.kinds(kinds)
+        if self.places is not None:
+            x = x + self.places(text.places)
+        return self.dropout(self.norm(x))
+
+    def _read(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """Directions of texts."""
+        text = self.text(items, lengths)
+        x = self._embedded(text)
+        if self.config.pooling == "first":
+            return F.normalize(self.blocks.first(x, text.real), dim=1)
+        real = text.real[:, :, None]
+        return F.normalize((self.blocks(x, text.real) * real).sum(dim=1), dim=1)
+
+    def encode(self, batch: Histories) -> Float[Tensor, "B D"]:
+        """Of each history its direction, divided by the temperature."""
+        return self._read(batch.items, batch.lengths) / self.config.temperature
+
+    def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V D"]:
+        """Of length 1, as they were when last made."""
+        return self.item_matrix if rows is None else self.item_matrix[rows]
+
+    @torch.no_grad()
+    def make_item_matrix(self) -> None:
+        """Encodes every text of the catalogue once, the shortest first and as many at once as fill a batch."""
+        training = self.training
+        self.eval()
+        sizes = 1 + (self.token_kinds != NO_TOKEN).sum(dim=1)
+        rows = torch.arange(len(self.tokens), device=self.tokens.device)
+        chosen = rows[1:][self.first_with_text[1:] == rows[1:]]
+        chosen = chosen[sizes[chosen].argsort(stable=True)]
+        while len(chosen):
+            longest_first = sizes[chosen] * (1 + torch.arange(len(chosen), device=chosen.device))
+            count = max(1, int((longest_first <= TOKENS_AT_ONCE).sum()))
+            self.item_matrix[chosen[:count]] = self._read(chosen[:count, None], torch.ones_like(chosen[:count])).to(
+                self.item_matrix
+            )
+            chosen = chosen[count:]
+        self.item_matrix.copy_(self.item_matrix[self.first_with_text])
+        self.item_matrix[0] = 0
+        self.train(training)
+
+    @torch.no_grad()
+    def refresh_items(self) -> None:
+        """Makes the item matrix of the weights as they are, unless it is frozen and there."""
+        if self.config.item_matrix == "refreshed" or not self.item_matrix.any():
+            self.make_item_matrix()
+
+    @property
+    def window(self) -> WindowShape:
+        """One event more than the model reads."""
+        return WindowShape(length=self.max_len + 1, overlap=1)
+
+    @property
+    def reads_times(self) -> bool:
+        """Only the order of events counts."""
+        return False
+
+    def learn_popularity(self, counts: IntArray) -> None:
+        """For negatives by popularity: training events of each item row, [V]."""
+        self.catalog_loss.learn_popularity(counts)
+
+    def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:
+        """One event of each window is the target, all before it the history.
+
+        Any but the first; in pretraining none of the first half.
+        """
+        lengths = windows.lengths.astype(np.int64)
+        pretrain = self.config.objective == "pretrain"
+        earliest = np.maximum(1, (lengths - 1) // 2) if pretrain else np.ones_like(lengths)
+        places = rng.integers(earliest, lengths)
+        steps = np.arange(int(places.max()))
+        items = windows.items[:, : len(steps)]
+        goal = windows.items[np.arange(len(places)), places]
+        negatives = self.catalog_loss.negatives(windows.items, rng)
+        return TrainBatch(
+            history=torch.from_numpy(np.where(steps < places[:, None], items, 0)),
+            timestamps=torch.from_numpy(windows.timestamps[:, : len(steps)]),
+            target=torch.from_numpy(np.where(steps == places[:, None] - 1, goal[:, None], 0)),
+            lengths=torch.from_numpy(places.astype(np.int32)),
+            negatives=negatives,
+        )
+
+    def loss(self, batch: TrainBatch) -> Float[Tensor, ""]:
+        """Of the objective, mean over rows that have a target."""
+        target = batch.target.amax(dim=1)
+        wanted = target != 0
+        if self.config.objective == "match":
+            vectors = self._vectors(batch.history, batch.lengths)[wanted] / self.config.temperature
+            return self.catalog_loss(vectors, self.item_vectors, target[wanted], batch.negatives)
+        goals, alone = target[wanted][:, None], torch.ones_like(batch.lengths[wanted])
+        histories = self._vectors(batch.history, batch.lengths)[wanted]
+        loss = self._contrast(histories, self._vectors(goals, alone), target[wanted])
+        if not self.config.word_weight or not wanted.any():
+            return loss
+        read = self.text(batch.history[wanted], batch.lengths[wanted])
+        words = self._word_loss(read) + self._word_loss(self.text(goals, alone))
+        return loss + self.config.word_weight * words
+
+    def _vectors(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """Directions; with `rows_at_once`, activations of so many rows are held, and made again for gradients."""
+        size = self.config.rows_at_once
+        if not (size and self.training and len(items) > size):
+            return self._read(items, lengths)
+        parts = zip(torch.split(items, size), torch.split(lengths, size), strict=True)
+        return torch.cat([checkpoint(self._read, *part, use_reentrant=False) for part in parts])
+
+    def _contrast(
+        self, histories: Float[Tensor, "N D"], items: Float[Tensor, "N D"], target: Int[Tensor, " N"]
+    ) -> Float[Tensor, ""]:
+        """Each history finds its next item among those of the batch; items with the same text do not count."""
+        logits = (histories @ items.T).float() / self.config.temperature
+        texts = self.first_with_text[target]
+        own = torch.eye(len(texts), dtype=torch.bool, device=texts.device)
+        logits = logits.masked_fill((texts[:, None] == texts) & ~own, -torch.inf)
+        return -logits.log_softmax(dim=1).diagonal().sum() / max(1, len(texts))
+
+    def _word_loss(self, text: Text) -> Float[Tensor, ""]:
+        """Masked words filled in, mean over their tokens."""
+        chosen = masked_words(text, self.config.mask_share)
+        draws = torch.rand(text.ids.shape, device=text.ids.device)
+        shown = torch.where(draws < 1 - KEPT, torch.randint_like(text.ids, self.config.vocab_size), text.ids)
+        shown = torch.where(draws < 1 - KEPT - RANDOM, self.special[2], shown)
+        masked = Text(torch.where(chosen, shown, text.ids), text.kinds, text.places, text.starts, text.real)
+        states = self.blocks(self._embedded(masked), text.real)[chosen]
+        guesses = self.head_norm(F.gelu(self.head(states)))
+        guesses = torch.cat([guesses, torch.ones_like(guesses[:, :1])], dim=1)
+        vocabulary = torch.cat([self.words.weight, self.head_bias[:, None]], dim=1)
+        return softmax_cross_entropy(guesses, vocabulary, text.ids[chosen])
+
+
+def masked_words(text: Text, share: float) -> Bool[Tensor, "B T"]:
+    """Random whole words of together max(1, round(share * tokens)) tokens; one that would exceed that is passed over.
+
+    [CLS] is none of them.
+    """
+    tokens = text.real & (text.places != 0)
+    word = (text.starts.cumsum(dim=1) - 1).clamp(min=0)
+    most = int(word.max()) + 1
+    sizes = torch.zeros(len(word), most, dtype=torch.int64, device=word.device).scatter_add(1, word, tokens.long())
+    budget = (share * tokens.sum(dim=1)).round().clamp(min=1)
+    order = torch.rand(sizes.shape, device=word.device).argsort(dim=1)
+    taken, used = torch.zeros_like(sizes, dtype=torch.bool), torch.zeros_like(budget)
+    for place in range(most):
+        column = order[:, place : place + 1]
+        size = sizes.gather(1, column).squeeze(1)
+        fits = (used + size <= budget) & (size > 0)
+        used = used + size * fits
+        taken.scatter_(1, column, fits[:, None])
+    return taken.gather(1, word) & tokens

@@ -1,0 +1,229 @@
+"""Recformer from the item table to the bundle: pretraining, zero-shot use, two stages, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import polars as pl
+import pytest
+import torch
+from builders import random_rows, write_dataset
+from safetensors.torch import load_file
+from tiny import tiny_bert
+from training import assert_same_weights, epochs
+
+from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.export import ExportConfig, export
+from pipelines.loading import run_scorer
+from pipelines.prepare import PrepareConfig, prepare
+from pipelines.reporter import Reporter
+from pipelines.train import TrainConfig, train
+from recsys.batches import Histories
+from recsys.errors import ConfigError, DataError
+from recsys.prepared import Prepared
+from recsys.runs import Run
+from recsys.sequences import SequenceStore
+
+COLOURS = ("red", "blue", "green", "old", "new")
+THINGS = ("shoe", "hat", "book", "saw", "lamp", "cup", "door")
+MATRIX = "item_matrix"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    return tiny_bert(tmp_path_factory.mktemp("encoder"), ("title", "brand", *COLOURS, *THINGS))
+
+
+def shop(folder: Path, seed: int, users: int = 40, items: int = 25) -> Prepared:
+    """Items with a colour and a thing for a title; one of them without."""
+    rows = random_rows(seed, users, items, 700)
+    names = sorted({item for _, item, _ in rows})
+    titles = [None if number == 3 else f"{COLOURS[number % 5]} {THINGS[number % 7]}" for number in range(len(names))]
+    dataset = write_dataset(folder / "dataset", rows, pl.DataFrame({"item_id": names, "title": titles}))
+    return prepare(PrepareConfig(dataset=dataset, out=folder / "prepared"))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return shop(tmp_path_factory.mktemp("source"), 1)
+
+
+@pytest.fixture(scope="module")
+def goal(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return shop(tmp_path_factory.mktemp("goal"), 2, users=30, items=20)
+
+
+@pytest.fixture
+def fit(encoder: Path) -> Any:
+    """Trains a run of the tiny encoder."""
+
+    def run(prepared: Prepared, out: Path, *settings: str, **options: Any) -> Run:
+        sizes = ("vocab_size=19", "embedding_dim=12", "num_blocks=1", "num_heads=2", "ffn_dim=8", "max_tokens=40")
+        model = tuple(f"model.{size}" for size in (*sizes, "max_len=6", f"text_encoder={encoder}"))
+        training = ("training.epochs=2", "training.batch_size=8", "training.learning_rate=0.001")
+        config = TrainConfig(
+            data=prepared.folder,
+            model="recformer",
+            out=out,
+            settings=(*model, *training, "training.precision=fp32", *settings),
+            tracking=False,
+            **options,
+        )
+        made = train(config, Reporter(quiet=True))
+        assert made is not None
+        return made
+
+    return run
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.folder / "model.safetensors")
+
+
+def test_a_pretrained_run_is_used_on_other_items_without_training(
+    fit: Any, source: Prepared, goal: Prepared, tmp_path: Path
+) -> None:
+    pretrained = fit(source, tmp_path / "pretrained", "model.objective=pretrain")
+    zero = fit(goal, tmp_path / "zero", "training.epochs=0", init=pretrained.folder)
+    before, after = weights(pretrained), weights(zero)
+    assert torch.equal(after["words.weight"], before["words.weight"])
+    assert torch.equal(after["blocks.blocks.0.ffn.inner.weight"], before["blocks.blocks.0.ffn.inner.weight"])
+    assert "head_bias" in before
+    assert "head_bias" not in after
+    assert after[MATRIX].shape == (goal.catalog.num_rows, 12)
+    assert after[MATRIX][1:].norm(dim=1).min() > 0.99
+    assert epochs(zero) == []
+    assert 0 < zero.manifest["counts"]["best_validation_ndcg@10"] < 1
+    report = evaluate(EvaluateConfig(runs=(zero.folder,), part="validation"), Reporter(quiet=True)).runs["zero"]
+    known = goal.cases("validation").filter(pl.col("history_length") > 0)
+    assert len(known) == len(goal.cases("validation")), "else the two means were of other cases"
+    assert report["metrics"]["ndcg@10"] == pytest.approx(zero.manifest["counts"]["best_validation_ndcg@10"], abs=1e-6)
+
+
+def test_stage_one_renews_the_matrix_and_stage_two_keeps_it(fit: Any, goal: Prepared, tmp_path: Path) -> None:
+    first = fit(goal, tmp_path / "first")
+    second = fit(goal, tmp_path / "second", "model.item_matrix=frozen", init=first.folder)
+    assert torch.equal(weights(second)[MATRIX], weights(first)[MATRIX])
+    name = "blocks.blocks.0.attention.qkv.weight"
+    assert not torch.equal(weights(second)[name], weights(first)[name])
+    fresh = fit(goal, tmp_path / "fresh", "training.epochs=0")
+    assert not torch.equal(weights(fresh)[MATRIX], weights(first)[MATRIX])
+
+
+def test_the_matrix_of_a_run_is_that_of_its_weights(fit: Any, goal: Prepared, tmp_path: Path) -> None:
+    run = fit(goal, tmp_path / "run")
+    scorer = run_scorer(run, goal)
+    model = scorer.model  # type: ignore[attr-defined]
+    kept = model.item_vectors().clone()
+    model.make_item_matrix()
+    torch.testing.assert_close(model.item_vectors(), kept, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_the_matrix_are_the_texts_of_the_catalogue(fit: Any, goal: Prepared, tmp_path: Path) -> None:
+    model = run_scorer(fit(goal, tmp_path / "run"), goal).model  # type: ignore[attr-defined]
+    titles = goal.items["title"].to_list()
+    vocabulary = {word: 5 + place for place, word in enumerate(("title", "brand", *COLOURS, *THINGS))}
+    for row in (1, 4, 17):
+        expected = [vocabulary[word] for word in ["title", *titles[row - 1].split()]] if titles[row - 1] else []
+        tokens = model.tokens[row][model.token_kinds[row] != 0].tolist()
+        assert tokens == expected
+
+
+def test_a_killed_run_goes_on_bit_for_bit(
+    fit: Any, goal: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(goal, tmp_path / "whole", "training.epochs=3")
+    with monkeypatch.context() as patch:
+        original = SequenceStore.windows
+        calls = 0
+
+        def dying(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 12:
+                raise KeyboardInterrupt
+            return original(*arguments, **options)
+
+        patch.setattr(SequenceStore, "windows", dying)
+        with pytest.raises(KeyboardInterrupt):
+            fit(goal, tmp_path / "cut", "training.epochs=3", "training.checkpoint_seconds=0.000001")
+    cut = fit(goal, tmp_path / "cut", "training.epochs=3", "training.checkpoint_seconds=0.000001")
+    assert_same_weights(whole, cut)
+    assert epochs(whole) == epochs(cut)
+
+
+def test_its_bundle_answers_as_the_evaluator(fit: Any, goal: Prepared, tmp_path: Path) -> None:
+    run = fit(goal, tmp_path / "run")
+    bundle = export(ExportConfig(run=run.folder, out=tmp_path / "bundle"))
+    users = np.arange(goal.store.num_users)
+    histories = Histories.from_windows(goal.store.windows(users, goal.store.lengths, bundle.card.max_len))
+    session = onnxruntime.InferenceSession(str(bundle.encoder), providers=["CPUExecutionProvider"])
+    given = {"items": histories.items.numpy(), "lengths": histories.lengths.numpy()}
+    (vectors,) = session.run(["vectors"], given)
+    _, scores = bundle.index.search(vectors, 20)
+    expected = run_scorer(run, goal).scores(histories).numpy()
+    np.testing.assert_allclose(scores, -np.sort(-expected[:, 1:], axis=1)[:, :20], atol=1e-4)
+
+
+def test_a_refit_begins_where_its_run_began(fit: Any, goal: Prepared, tmp_path: Path) -> None:
+    start = fit(goal, tmp_path / "start")
+    run = fit(goal, tmp_path / "run", init=start.folder)
+    again = TrainConfig(data=goal.folder, model="recformer", out=tmp_path / "refit", refit=run.folder, tracking=False)
+    refitted = train(again, Reporter(quiet=True))
+    assert refitted is not None
+    assert refitted.config["init_weights"] == run.config["init_weights"]
+    assert refitted.fit_on == "train+validation"
+
+
+def test_what_cannot_be_is_refused(fit: Any, goal: Prepared, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has other sizes; give --set model\.num_blocks=1\."):
+        fit(goal, tmp_path / "run", "model.num_blocks=2")
+    with pytest.raises(ConfigError, match=r"training\.averaging=0\.9 averages weights but not the item matrix"):
+        fit(goal, tmp_path / "run", "training.averaging=0.9")
+    with pytest.raises(
+        ConfigError, match=r"model\.attributes='colour' is no text column of the item table; it has tit"
+    ):
+        fit(goal, tmp_path / "colour", "model.attributes=[colour]")
+    with pytest.raises(ConfigError, match=r"model\.max_tokens=999, but the encoder knows 512 positions"):
+        fit(goal, tmp_path / "long", "model.max_tokens=999", "model.max_len=5")
+    bare = prepare(
+        PrepareConfig(dataset=write_dataset(tmp_path / "dataset", random_rows(1, 30, 25, 600)), out=tmp_path / "bare")
+    )
+    with pytest.raises(DataError, match=r"has no item text for recformer to read; ingest an item table with --items"):
+        fit(bare, tmp_path / "run")
+
+
+def test_weights_that_belong_to_items_do_not_go_to_others(source: Prepared, goal: Prepared, tmp_path: Path) -> None:
+    settings = ("model.embedding_dim=8", "model.ffn_dim=8", "training.epochs=1", "training.warmup_steps=1")
+    config = TrainConfig(data=source.folder, model="sasrec", out=tmp_path / "a", settings=settings, tracking=False)
+    run = train(config, Reporter(quiet=True))
+    assert run is not None
+    with pytest.raises(
+        DataError, match=r"weight items\.weight is \(2\d, 8\) here and \(26, 8\) there; start from a run"
+    ):
+        train(
+            TrainConfig(
+                data=goal.folder,
+                model="sasrec",
+                out=tmp_path / "b",
+                settings=settings,
+                init=run.folder,
+                tracking=False,
+            ),
+            Reporter(quiet=True),
+        )
+    again = train(
+        TrainConfig(
+            data=source.folder,
+            model="sasrec",
+            out=tmp_path / "c",
+            settings=(*settings, "training.epochs=0"),
+            init=run.folder,
+            tracking=False,
+        ),
+        Reporter(quiet=True),
+    )
+    assert again is not None
+    assert_same_weights(run, again)
