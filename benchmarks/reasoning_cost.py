@@ -96,7 +96,7 @@ def request_milliseconds(models: list[ReaRec], prepared: Prepared) -> dict[str, 
         for request, history in enumerate(histories):
             for number, encoder in enumerate(encoders):
                 began = time.perf_counter()
-                vector = encoder.encode_one(history)
+                vector = encoder.encode(history).vector()
                 encoded = time.perf_counter()
                 index.search(vector, FOUND)
                 encode[number, request], whole[number, request] = encoded - began, time.perf_counter() - began

@@ -128,8 +128,29 @@ class ReaRec(nn.Module):
 
     def answers(self, batch: Histories) -> Float[Tensor, "S B E"]:
         """What it would recommend after 0 to K steps."""
-        states = self.reason(batch)
+        return self._answers_of(self.reason(batch))
+
+    def _answers_of(self, states: Float[Tensor, "S B D"]) -> Float[Tensor, "S B E"]:
         return torch.stack([self.answer(states[: steps + 1]) for steps in range(len(states))])
+
+    @property
+    def goes_on(self) -> bool:
+        """With a causal backbone that remembers."""
+        return isinstance(self.backbone, SASRec) and self.backbone.goes_on
+
+    def encode_and_remember(self, batch: Histories) -> tuple[Float[Tensor, "S B E"], tuple[KeyValues, ...]]:
+        """All answers, and the backbone's keys and values, which hold no reasoning."""
+        first, memory = self._causal_backbone().remember_last(batch)
+        return self._answers_of(self._reason_after(first, memory, batch)), memory
+
+    def encode_next(
+        self, event: Int[Tensor, " B"], memory: tuple[KeyValues, ...]
+    ) -> tuple[Float[Tensor, "S B E"], tuple[KeyValues, ...]]:
+        """One more event, for models that read no times."""
+        state, first = self._causal_backbone().remember_next(
+            SASRecState.of(memory, event), event, torch.zeros_like(event)
+        )
+        return self._answers_of(self._reason_behind(state, first)), state.memory
 
     @property
     def most_steps(self) -> int:
@@ -139,6 +160,15 @@ class ReaRec(nn.Module):
     def reason(self, batch: Histories, steps: int | None = None) -> Float[Tensor, "S B D"]:
         """States r_0 (the backbone's own) to r_K."""
         first, memory = self.backbone.remember_last(batch)
+        return self._reason_after(first, memory, batch, steps)
+
+    def _reason_after(
+        self,
+        first: Float[Tensor, "B D"],
+        memory: tuple[KeyValues, ...],
+        batch: Histories,
+        steps: int | None = None,
+    ) -> Float[Tensor, "S B D"]:
         place = batch.lengths.long() - (1 if self.causal else 0)  # BERT4Rec answers at the [mask] behind the last event
         events = torch.arange(batch.items.shape[1] + (0 if self.causal else 1), device=place.device)
         return self._chain(first[:, None], memory, chains_up_to(place, events), steps).squeeze(2)
@@ -283,9 +313,15 @@ class ReaRec(nn.Module):
     ) -> tuple[SASRecState, Float[Tensor, "B E"]]:
         """One more event: the new state, which holds no reasoning, and the vector `encode` would give."""
         state, first = self._causal_backbone().remember_next(state, event, timestamp)
-        events = torch.arange(state.length, device=event.device)
-        chains = chains_up_to(torch.full_like(event, state.length - 1), events)
-        return state, self.answer(self._chain(first[:, None], state.memory, chains, steps).squeeze(2))
+        return state, self.answer(self._reason_behind(state, first, steps))
+
+    def _reason_behind(
+        self, state: SASRecState, first: Float[Tensor, "B D"], steps: int | None = None
+    ) -> Float[Tensor, "S B D"]:
+        """States r_0 to r_K behind the last event of `state`."""
+        events = torch.arange(state.length, device=first.device)
+        places = torch.full_like(state.timestamp, state.length - 1)
+        return self._chain(first[:, None], state.memory, chains_up_to(places, events), steps).squeeze(2)
 
     def _causal_backbone(self) -> SASRec:
         if not isinstance(self.backbone, SASRec):

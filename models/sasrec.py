@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape, next_item_batch
 from recsys.errors import ConfigError
-from recsys.layers import BlockStack, Dropout, KeyValues, TransformerConfig, init_weights, interval_buckets
+from recsys.layers import BlockStack, Count, Dropout, KeyValues, TransformerConfig, init_weights, interval_buckets
 from recsys.losses import CatalogLoss, LossConfig
 from recsys.sequences import IntArray, Windows
 from recsys.text_items import TextItems
@@ -59,8 +59,13 @@ class SASRecState:
     """Cached keys and values of a window of `length` events, one entry a block, and the last event's time [B]."""
 
     memory: tuple[KeyValues, ...]
-    length: int
+    length: Count
     timestamp: Int[Tensor, " B"]
+
+    @classmethod
+    def of(cls, memory: tuple[KeyValues, ...], event: Int[Tensor, " B"]) -> "SASRecState":
+        """A state whose times nobody reads, before `event`."""
+        return cls(memory, memory[0].length, torch.zeros_like(event))
 
 
 class SASRec(nn.Module):
@@ -97,7 +102,7 @@ class SASRec(nn.Module):
         return self.blocks(self._embedded(history, timestamps), causal=True)
 
     def _embedded(
-        self, items: Int[Tensor, "B L"], timestamps: Int[Tensor, "B T"], first: int = 0
+        self, items: Int[Tensor, "B L"], timestamps: Int[Tensor, "B T"], first: Count = 0
     ) -> Float[Tensor, "B L D"]:
         """Events at positions `first`, `first` + 1, ...; `timestamps` may begin with earlier ones."""
         x = self.items(items)
@@ -157,6 +162,23 @@ class SASRec(nn.Module):
     ) -> tuple[Float[Tensor, "B L D"], tuple[KeyValues, ...]]:
         """State after each event, and every block's keys and values."""
         return self.blocks.prefill(self._embedded(history, timestamps), causal=True)
+
+    @property
+    def goes_on(self) -> bool:
+        """With blocks there is something to remember."""
+        return self.config.num_blocks > 0
+
+    def encode_and_remember(self, batch: Histories) -> tuple[Float[Tensor, "1 B D"], tuple[KeyValues, ...]]:
+        """The vector of `encode`, and each block's keys and values."""
+        state, memory = self.remember_last(batch)
+        return self.predictions(state)[None], memory
+
+    def encode_next(
+        self, event: Int[Tensor, " B"], memory: tuple[KeyValues, ...]
+    ) -> tuple[Float[Tensor, "1 B D"], tuple[KeyValues, ...]]:
+        """One more event, for models that read no times."""
+        state, hidden = self.remember_next(SASRecState.of(memory, event), event, torch.zeros_like(event))
+        return self.predictions(hidden)[None], state.memory
 
     def prefill(self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> SASRecState:
         """Keys and values of histories of one common length (no padding)."""

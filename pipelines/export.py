@@ -62,7 +62,7 @@ def export(config: ExportConfig) -> Bundle:
         write_bundle_files(
             step.folder, retriever, card, prepared.catalog, prepared.items, fallback.scores.numpy(), metrics
         )
-        difference = check_encoder(retriever, step.folder / "encoder.onnx", real_histories(prepared, retriever.max_len))
+        difference = check_encoder(retriever, step.folder, real_histories(prepared, retriever.max_len))
         step.counts.update({
             "items": prepared.catalog.num_items,
             "width": int(retriever.item_vectors().shape[1]),

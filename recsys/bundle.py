@@ -4,7 +4,10 @@ manifest.json         SHA-256 of every file; a bundle that differs from it is re
 model.json            model name, resolved config, `max_len`, the seen rule
 model.safetensors     weights
 encoder.onnx          items [B, L] i64 (and lengths [B] i32) -> vectors [B, D]; of a model that reasons also answers
-                      [S, B, D], those after 0, 1, ... steps
+                      [S, B, D], those after 0, 1, ... steps; of one that can go on also its memory: keys, values
+                      [N, B, H, L, Dh] of its N blocks
+step.onnx             of such a model: item [B] i64 and the memory of shorter histories -> the same for the longer
+                      ones; new_keys, new_values [N, B, H, 1, Dh] are those of the item alone
 index.faiss           inner products with item vectors
 catalog.parquet       item_id <-> item_idx
 items.parquet         what an answer may show of an item, in catalogue order
@@ -26,10 +29,11 @@ from recsys.index import FloatArray, ItemIndex
 from recsys.prepared import SeenRule
 from recsys.steps import MANIFEST, read_manifest, sha256
 
+ENCODER, STEP = "encoder.onnx", "step.onnx"
 BUNDLE_FILES = (
     "model.json",
     "model.safetensors",
-    "encoder.onnx",
+    ENCODER,
     "index.faiss",
     "catalog.parquet",
     "items.parquet",
@@ -68,7 +72,12 @@ class Bundle:
     @property
     def encoder(self) -> Path:
         """The ONNX graph."""
-        return self.folder / "encoder.onnx"
+        return self.folder / ENCODER
+
+    @property
+    def step(self) -> Path | None:
+        """The graph that goes on from an encoded history, where the model can."""
+        return self.folder / STEP if STEP in self.manifest["files"] else None
 
 
 def open_bundle(folder: Path) -> Bundle:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recsys.batches import Histories, TrainBatch, WindowShape
 from recsys.item_sentences import ItemSentences
+from recsys.layers import KeyValues
 from recsys.sequences import IntArray, Windows
 from recsys.splits import TrainingEvents
 
@@ -129,6 +130,26 @@ class Reasoner(TrainableRetriever, Protocol):
 
     def answers(self, batch: Histories) -> Float[Tensor, "S B D"]:
         """Vectors after 0, 1, ... steps; the last are those of `encode`."""
+        ...
+
+
+@runtime_checkable
+class Incremental(TrainableRetriever, Protocol):
+    """A retriever that can go on from what it computed for a shorter history, where its config allows."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether events see only those before them."""
+        ...
+
+    def encode_and_remember(self, batch: Histories) -> tuple[Float[Tensor, "S B D"], tuple[KeyValues, ...]]:
+        """What `encode` gives (of a `Reasoner` all `answers`), and each block's keys and values of the events."""
+        ...
+
+    def encode_next(
+        self, event: Int[Tensor, " B"], memory: tuple[KeyValues, ...]
+    ) -> tuple[Float[Tensor, "S B D"], tuple[KeyValues, ...]]:
+        """The same for histories one event longer than those of `memory`, of which there are fewer than `max_len`."""
         ...
 
 

@@ -5,30 +5,33 @@ import logging
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnxruntime
 import polars as pl
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recsys.batches import Histories
-from recsys.bundle import ModelCard
+from recsys.bundle import ENCODER, STEP, ModelCard
 from recsys.catalog import Catalog
-from recsys.contracts import Reasoner, TrainableRetriever
+from recsys.contracts import Incremental, Reasoner, TrainableRetriever
 from recsys.errors import BundleError
 from recsys.index import FloatArray, ItemIndex
+from recsys.layers import KeyValues
 
 ENCODER_TOLERANCE = 1e-5
+CHECKED_STEPS = 16
+BATCH = torch.export.Dim("batch", min=1, max=65_536)
 
 
 class _Encoder(nn.Module):
     """`encode` with plain tensors, as ONNX wants it; models that read no times get none.
 
-    Of a `Reasoner` also its answers after fewer steps, as a second output.
+    Of a `Reasoner` also its answers after fewer steps; of an `Incremental` one its memory, all blocks' in one tensor.
     """
 
     model: TrainableRetriever
@@ -38,12 +41,54 @@ class _Encoder(nn.Module):
         self.model = model
 
     def forward(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> tuple[Tensor, ...]:
-        """Vectors of the histories [B, D], and of a `Reasoner` its answers [S, B, D]."""
+        """Named by `outputs_of`."""
         batch = Histories(items, torch.zeros_like(items), lengths)
-        if not isinstance(self.model, Reasoner):
-            return (self.model.encode(batch),)
-        answers = self.model.answers(batch)
-        return answers[-1], answers
+        if goes_on(self.model):
+            return _outputs(self.model, *self.model.encode_and_remember(batch))
+        if isinstance(self.model, Reasoner):
+            return _outputs(self.model, self.model.answers(batch), ())
+        return (self.model.encode(batch),)
+
+
+class _Step(nn.Module):
+    """`encode_next` with plain tensors; only the new event's keys and values come out."""
+
+    model: Incremental
+
+    def __init__(self, model: Incremental) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, item: Int[Tensor, " B"], keys: Float[Tensor, "N B H T Dh"], values: Float[Tensor, "N B H T Dh"]
+    ) -> tuple[Tensor, ...]:
+        """Named by `step_outputs_of`."""
+        past = tuple(KeyValues(*pair) for pair in zip(keys.unbind(0), values.unbind(0), strict=True))
+        answers, memory = self.model.encode_next(item, past)
+        return _outputs(self.model, answers, tuple(KeyValues(m.keys[:, :, -1:], m.values[:, :, -1:]) for m in memory))
+
+
+def goes_on(model: TrainableRetriever) -> TypeGuard[Incremental]:
+    """Whether a longer history can be encoded from what a shorter one left."""
+    return isinstance(model, Incremental) and model.goes_on
+
+
+def outputs_of(model: TrainableRetriever) -> list[str]:
+    """Of a bundle's graphs: vectors [B, D]; answers [S, B, D] of a `Reasoner`; memory [N, B, H, T, Dh] of N blocks."""
+    answers = ["answers"] if isinstance(model, Reasoner) else []
+    return ["vectors", *answers, *(["keys", "values"] if goes_on(model) else [])]
+
+
+def step_outputs_of(model: Incremental) -> list[str]:
+    """The same of a step's graph; its memory is that of the new event."""
+    return [{"keys": "new_keys", "values": "new_values"}.get(name, name) for name in outputs_of(model)]
+
+
+def _outputs(
+    model: TrainableRetriever, answers: Float[Tensor, "S B D"], memory: tuple[KeyValues, ...]
+) -> tuple[Tensor, ...]:
+    keys_values = (torch.stack([m.keys for m in memory]), torch.stack([m.values for m in memory])) if memory else ()
+    return (answers[-1], *((answers,) if isinstance(model, Reasoner) else ()), *keys_values)
 
 
 def write_bundle_files(
@@ -58,7 +103,9 @@ def write_bundle_files(
     """Writes every file of `recsys.bundle.BUNDLE_FILES` into an existing folder."""
     model.cpu().eval()
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
-    export_encoder(model, card.max_len, folder / "encoder.onnx")
+    export_encoder(model, card.max_len, folder / ENCODER)
+    if goes_on(model) and card.max_len > 1:
+        export_step(model, card.max_len, folder / STEP)
     with torch.no_grad():
         ItemIndex.build(model.item_vectors().numpy()).save(folder / "index.faiss")
     catalog.save(folder / "catalog.parquet")
@@ -72,36 +119,90 @@ def export_encoder(model: TrainableRetriever, max_len: int, path: Path) -> None:
     """Writes the ONNX graph of `encode` for any batch size and any length up to `max_len`."""
     length = min(max_len, 7)
     example = (torch.ones((2, length), dtype=torch.int64), torch.tensor([length, 1], dtype=torch.int32))
-    batch = torch.export.Dim("batch", min=1, max=65_536)
-    events = torch.export.Dim("events", min=1, max=max_len) if max_len > 1 else None
+    events = {1: torch.export.Dim("events", min=1, max=max_len)} if max_len > 1 else {}
+    _export(_Encoder(model), example, ["items", "lengths"], outputs_of(model), ({0: BATCH} | events, {0: BATCH}), path)
+
+
+def export_step(model: Incremental, max_len: int, path: Path) -> None:
+    """Writes the ONNX graph of `encode_next`: memory of 1 to `max_len` - 1 events, and the next one."""
+    length = min(max_len - 1, 5)
+    with torch.no_grad():
+        items = torch.ones((2, length), dtype=torch.int64)
+        _, memory = model.encode_and_remember(Histories(items, items, torch.tensor([length, length])))
+    past = [torch.stack([block.keys for block in memory]), torch.stack([block.values for block in memory])]
+    events = {1: BATCH} | ({3: torch.export.Dim("events", min=1, max=max_len - 1)} if max_len > 2 else {})
+    shapes = ({0: BATCH}, events, events)
+    example = (torch.ones(2, dtype=torch.int64), *past)
+    _export(_Step(model), example, ["item", "keys", "values"], step_outputs_of(model), shapes, path)
+
+
+def _export(
+    graph: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], shapes: Any, path: Path
+) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         torch.onnx.export(
-            _Encoder(model),
+            graph,
             example,
             path,
-            input_names=["items", "lengths"],
-            output_names=["vectors", "answers"] if isinstance(model, Reasoner) else ["vectors"],
-            dynamic_shapes=({0: batch, 1: events} if events else {0: batch}, {0: batch}),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=shapes,
             dynamo=True,
             external_data=False,
             verbose=False,
         )
 
 
-def check_encoder(model: TrainableRetriever, path: Path, batch: Histories) -> float:
-    """Largest difference between torch and the ONNX graph on `batch`; a `BundleError` beyond the tolerance."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def check_encoder(model: TrainableRetriever, folder: Path, batch: Histories) -> float:
+    """Largest difference between torch and a bundle's graphs on `batch`; a `BundleError` beyond the tolerance."""
+    encoder = _session(folder / ENCODER)
     inputs = {"items": batch.items.numpy(), "lengths": batch.lengths.numpy()}
-    vectors, *answers = session.run(None, {entry.name: inputs[entry.name] for entry in session.get_inputs()})
-    with torch.no_grad():
-        difference = float(np.abs(model.encode(batch).numpy() - vectors).max())
-        if isinstance(model, Reasoner):
-            difference = max(difference, float(np.abs(model.answers(batch).numpy() - answers[0]).max()))
+    read = {entry.name for entry in encoder.get_inputs()}
+    vectors = encoder.run(["vectors"], {name: value for name, value in inputs.items() if name in read})[0]
+    difference = _agreed(folder / ENCODER, _encoded(model, batch)[-1], vectors)
+    if isinstance(model, Reasoner):
+        answers = encoder.run(["answers"], inputs)[0]
+        difference = max(difference, _agreed(folder / ENCODER, _encoded(model, batch), answers))
+    if (folder / STEP).exists():
+        difference = max(difference, _check_step(model, folder, batch))
+    return difference
+
+
+def _check_step(model: TrainableRetriever, folder: Path, batch: Histories) -> float:
+    """Each history, but for its last event, goes through the encoder, and the last event through the step."""
+    encoder, step = _session(folder / ENCODER), _session(folder / STEP)
+    differences = [0.0]
+    for row in (batch.lengths > 1).nonzero().flatten()[-CHECKED_STEPS:].tolist():
+        length = int(batch.lengths[row])
+        items = batch.items[row : row + 1, :length]
+        inputs = {"items": items[:, :-1].numpy(), "lengths": np.array([length - 1], dtype=np.int32)}
+        read = {entry.name for entry in encoder.get_inputs()}
+        memory = encoder.run(["keys", "values"], {name: value for name, value in inputs.items() if name in read})
+        output = "answers" if isinstance(model, Reasoner) else "vectors"
+        (found,) = step.run(
+            [output], dict(zip(("item", "keys", "values"), (items[:, -1].numpy(), *memory), strict=True))
+        )
+        expected = _encoded(model, Histories(items, torch.zeros_like(items), batch.lengths[row : row + 1]))
+        differences.append(_agreed(folder / STEP, expected if output == "answers" else expected[-1], found))
+    return max(differences)
+
+
+@torch.no_grad()
+def _encoded(model: TrainableRetriever, batch: Histories) -> Float[Tensor, "S B D"]:
+    return model.answers(batch) if isinstance(model, Reasoner) else model.encode(batch)[None]
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _agreed(path: Path, expected: Tensor, found: FloatArray) -> float:
+    difference = float(np.abs(expected.numpy() - found).max())
     if not difference <= ENCODER_TOLERANCE:
         raise BundleError(
-            f"{path}: the ONNX encoder differs from torch by {difference:.2g} on {len(batch.lengths)} histories "
+            f"{path}: the ONNX graph differs from torch by {difference:.2g} on {expected.shape[-2]} histories "
             f"(allowed: {ENCODER_TOLERANCE:.0e}); this model cannot be exported with the installed onnx."
         )
     return difference

@@ -11,7 +11,7 @@ Attention is causal or has a key mask; its dropout is left out (a third of a CPU
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
@@ -32,6 +32,8 @@ SMALLEST = {
     "time_buckets": 0,
 }
 Norm = Literal["pre", "post", "both"]
+Count: TypeAlias = Any
+"""A number of events: an int, or in a graph that is exported a `torch.SymInt`, which torch's stubs do not know."""
 MICROSECONDS = 1_000_000
 SINK_START = 2.0
 """First logit of attending to nothing: as much as seven events that a head is indifferent to."""
@@ -94,7 +96,7 @@ class KeyValues:
     values: Float[Tensor, "B H T Dh"]
 
     @property
-    def length(self) -> int:
+    def length(self) -> Count:
         """T, the events remembered."""
         return self.keys.shape[2]
 

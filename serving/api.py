@@ -130,8 +130,9 @@ def ready(service: Loaded) -> messages.Health:
 
 
 @router.get("/metrics", response_class=Response)
-def metrics(metrics: Counted) -> Response:
+def metrics(metrics: Counted, service: Loaded) -> Response:
     """Counts and latencies for Prometheus."""
+    metrics.cache(service.recommender.cache_size())
     return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -163,6 +164,7 @@ def _recommendations(service: Service, answer: Answer, request_id: str) -> messa
         unknown_items=answer.unknown_items,
         history_length=answer.history_length,
         history_used=answer.history_used,
+        encoding=answer.encoding,
         milliseconds=messages.Milliseconds(**{
             stage: round(seconds * 1_000, 3) for stage, seconds in answer.seconds.items()
         }),

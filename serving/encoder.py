@@ -1,7 +1,8 @@
 """Histories to vectors by ONNX Runtime: the one place that knows it."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -11,43 +12,96 @@ from recsys.index import FloatArray
 from recsys.sequences import IntArray
 
 INPUTS = {"items", "lengths"}
+MEMORY, NEW_MEMORY = ("keys", "values"), ("new_keys", "new_values")
+EVENTS = 3
+"""The axis of memory [N, 1, H, L, Dh] that grows."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What was computed of one history: vectors [S, D] after 0, 1, ... reasoning steps, and what later events need.
+
+    A model that does not reason has one vector; one that cannot go on has no memory.
+    """
+
+    vectors: FloatArray
+    memory: tuple[FloatArray, ...] = ()
+
+    def vector(self, steps: int | None = None) -> FloatArray:
+        """The query [1, D] after so many reasoning steps, None for all."""
+        return self.vectors[-1 if steps is None else steps][None]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its arrays take."""
+        return self.vectors.nbytes + sum(part.nbytes for part in self.memory)
 
 
 class Encoder:
-    """A bundle's graph; `encode` may be called from many threads, and computes in the caller's thread alone.
+    """A bundle's graphs; may be called from many threads, and computes in the caller's thread alone.
 
-    `most_steps` is how far its model reasons, 0 for one that does not.
+    `most_steps` is how far its model reasons, 0 for one that does not; `step` is the graph that goes on from an encoded
+    history, where the bundle has one.
     """
 
-    def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's own classes share no other base
-            reason = str(error).splitlines()[0]
-            raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); export the run again.") from None
+    def __init__(self, path: Path, step: Path | None = None) -> None:
+        self._session = _session(path)
+        self._step = None if step is None else _session(step)
         outputs = {entry.name: entry.shape for entry in self._session.get_outputs()}
         self.most_steps: int = outputs["answers"][0] - 1 if "answers" in outputs else 0
         self._inputs = [entry.name for entry in self._session.get_inputs()]
+        if step is not None and not set(MEMORY) <= outputs.keys():
+            raise BundleError(
+                f"{step}: goes on from {', '.join(MEMORY)}, which {path.name} does not give; export the run again."
+            )
+        self._vectors = "answers" if self.most_steps else "vectors"
         if unknown := sorted(set(self._inputs) - INPUTS):
             raise BundleError(
                 f"{path}: asks for {', '.join(unknown)}, and this version feeds items and lengths only; "
                 "serve the bundle with the recsys version that exported it."
             )
 
-    def encode(self, items: IntArray, lengths: np.ndarray, steps: int | None = None) -> FloatArray:
-        """Vectors [B, D] of right-padded histories `items` [B, L] with `lengths` [B] >= 1.
+    @property
+    def goes_on(self) -> bool:
+        """Whether an encoded history can be continued."""
+        return self._step is not None
 
-        A model that reasons answers after all its steps, or after the given number of them.
-        """
-        given = {"items": items, "lengths": lengths.astype(np.int32)}
-        inputs = {name: given[name] for name in self._inputs}
-        if steps is None or not self.most_steps:
-            return cast("FloatArray", self._session.run(["vectors"], inputs)[0])
-        return cast("FloatArray", self._session.run(["answers"], inputs)[0][steps])
+    def encode(self, rows: IntArray) -> Encoding:
+        """One history of at least one item row, oldest first."""
+        given = {"items": rows[None], "lengths": np.array([len(rows)], dtype=np.int32)}
+        outputs = [self._vectors, *(MEMORY if self._step else ())]
+        return _encoding(self._session.run(outputs, {name: given[name] for name in self._inputs}))
 
-    def encode_one(self, rows: IntArray, steps: int | None = None) -> FloatArray:
-        """Vector [1, D] of one history of item rows."""
-        return self.encode(rows[None], np.array([len(rows)]), steps)
+    def go_on(self, before: Encoding, row: int) -> Encoding:
+        """The history of `before` with one event more; both stay usable."""
+        assert self._step is not None
+        inputs = {"item": np.array([row], dtype=np.int64), **dict(zip(MEMORY, before.memory, strict=True))}
+        after = _encoding(self._step.run([self._vectors, *NEW_MEMORY], inputs))
+        both = zip(before.memory, after.memory, strict=True)
+        return Encoding(after.vectors, tuple(np.concatenate(parts, axis=EVENTS) for parts in both))
+
+    def steps_agree(self) -> bool:
+        """Whether going on from a history of one event gives what encoding both at once does."""
+        rows = np.array([1, 1], dtype=np.int64)
+        try:
+            by_step = self.go_on(self.encode(rows[:1]), 1).vectors
+        except Exception:  # the runtime's own classes share no other base
+            return False
+        return np.allclose(by_step, self.encode(rows).vectors, rtol=1e-3, atol=1e-3)
+
+
+def _encoding(outputs: list[Any]) -> Encoding:
+    """`answers` [S, 1, D] or `vectors` [1, D], then memory."""
+    vectors, *memory = outputs
+    return Encoding(vectors[:, 0] if vectors.ndim == 3 else vectors, tuple(memory))
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own classes share no other base
+        reason = str(error).splitlines()[0]
+        raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); export the run again.") from None

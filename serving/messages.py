@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from serving.encodings import Origin
 from serving.recommender import Source
 
 MAX_K = 200
@@ -110,6 +111,7 @@ class Recommendations(BaseModel):
     unknown_items: list[str] = Field(description="ids of history and exclude that were ignored")
     history_length: int = Field(description="known events of the whole history")
     history_used: int = Field(description="the newest of them, which the model read")
+    encoding: Origin | None = Field(description="of the history: cached, a step from a cached one, or made in full")
     milliseconds: Milliseconds
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from recsys.bundle import Bundle
+from serving.encodings import CacheSize
 from serving.recommender import Answer
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -25,6 +26,11 @@ class Metrics:
             "recsys_stage_seconds", "Stages of a recommendation.", ["stage"], registry=self.registry, buckets=SECONDS
         )
         self._fallbacks = Counter("recsys_no_history", "Answers without a known history.", registry=self.registry)
+        self._encodings = Counter(
+            "recsys_encodings", "Histories by how they were encoded.", ["origin"], registry=self.registry
+        )
+        self._cache_bytes = Gauge("recsys_encoding_cache_bytes", "Memory of kept encodings.", registry=self.registry)
+        self._cache_entries = Gauge("recsys_encoding_cache_entries", "Encodings kept.", registry=self.registry)
         self._unknown = Counter(
             "recsys_unknown_items", "Ids that the catalogue does not know.", ["route"], registry=self.registry
         )
@@ -47,6 +53,8 @@ class Metrics:
                 self._stages.labels(stage).observe(seconds)
         if answer.source == "no_history":
             self._fallbacks.inc()
+        if answer.encoding is not None:
+            self._encodings.labels(answer.encoding).inc()
         self._unknown.labels("recommend").inc(len(answer.unknown_items))
 
     def events(self, outcomes: Mapping[str, int], unknown: int) -> None:
@@ -54,6 +62,11 @@ class Metrics:
         for outcome, count in outcomes.items():
             self._events.labels(outcome).inc(count)
         self._unknown.labels("events").inc(unknown)
+
+    def cache(self, size: CacheSize) -> None:
+        """What the cache of encodings holds."""
+        self._cache_entries.set(size.entries)
+        self._cache_bytes.set(size.bytes)
 
     def text(self) -> bytes:
         """All of it."""

@@ -13,6 +13,7 @@ from recsys.catalog import PADDING
 from recsys.errors import BundleError
 from recsys.index import FloatArray, ItemIndex, RowArray, use_one_thread
 from serving.encoder import Encoder
+from serving.encodings import CacheSize, Encodings, Origin
 from serving.state import UserState
 
 Source = Literal["model", "no_history"]
@@ -36,11 +37,15 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Best first; `history` is all that was read, `history_length` the known events in it."""
+    """Best first; `history` is all that was read, `history_length` the known events in it.
+
+    `encoding`: how the model's vector came about, None where there was nothing to encode.
+    """
 
     rows: RowArray
     scores: FloatArray
     source: Source
+    encoding: Origin | None
     history: Sequence[str]
     history_length: int
     history_used: int
@@ -65,19 +70,21 @@ class Stages:
 class Recommender:
     """Answers queries from one bundle; safe to share between threads."""
 
-    def __init__(self, bundle: Bundle, encoder: Encoder, state: UserState) -> None:
+    def __init__(
+        self, bundle: Bundle, encoder: Encoder, state: UserState, cache_bytes: int = 0, cache_seconds: float = 3600
+    ) -> None:
         _check_fit(bundle, encoder)
         self._bundle = bundle
-        self._encoder = encoder
         self._state = state
+        self._encodings = Encodings(encoder, cache_bytes, cache_seconds)
+        self.most_steps = encoder.most_steps
         self._item_rows = bundle.catalog.rows
         self._popular = _ranked(bundle.no_history)
         self._cosine = _cosine_index(bundle.index)
 
-    @property
-    def most_steps(self) -> int:
-        """How many reasoning steps may be asked for."""
-        return self._encoder.most_steps
+    def cache_size(self) -> CacheSize:
+        """Of the encodings that are kept."""
+        return self._encodings.size()
 
     def recommend(self, query: Query) -> Answer:
         """The `k` best allowed items (fewer where fewer are left); never a retired one."""
@@ -87,11 +94,12 @@ class Recommender:
         barred, unknown_barred = self.known(query.exclude)
         excluded = np.concatenate([self._bundle.catalog.retired_rows, barred, rows if self._hides_seen(query) else []])
         window = rows[-self._bundle.card.max_len :]
-        found, scores = self._ranking(window, query, excluded.astype(np.int64), stages)
+        found, scores, origin = self._ranking(window, query, excluded.astype(np.int64), stages)
         return Answer(
             rows=found,
             scores=scores,
             source="model" if len(window) else "no_history",
+            encoding=origin,
             history=history,
             history_length=len(rows),
             history_used=len(window),
@@ -129,17 +137,17 @@ class Recommender:
 
     def _ranking(
         self, window: RowArray, query: Query, excluded: RowArray, stages: Stages
-    ) -> tuple[RowArray, FloatArray]:
+    ) -> tuple[RowArray, FloatArray, Origin | None]:
         if not len(window):
             with stages.measured("search"):
                 rows = self.popular(query.k, excluded)
-                return rows, self._bundle.no_history[rows]
+                return rows, self._bundle.no_history[rows], None
         with stages.measured("encode"):
-            vector = self._encoder.encode_one(window, query.reasoning_steps)
+            encoding, origin = self._encodings.of(window)
         with stages.measured("search"):
             use_one_thread()
-            found, scores = self._bundle.index.search(vector, query.k, excluded)
-        return found[0], scores[0]
+            found, scores = self._bundle.index.search(encoding.vector(query.reasoning_steps), query.k, excluded)
+        return found[0], scores[0], origin
 
 
 def _ranked(scores: FloatArray) -> RowArray:
@@ -158,7 +166,7 @@ def _cosine_index(index: ItemIndex) -> ItemIndex:
 
 def _check_fit(bundle: Bundle, encoder: Encoder) -> None:
     """A `BundleError` where the parts of a bundle, each unaltered, do not belong together."""
-    vector = encoder.encode_one(np.array([1]))
+    vector = encoder.encode(np.array([1])).vector()
     num_items = bundle.catalog.num_items
     complaints = {
         f"index.faiss holds {bundle.index.num_items} items": bundle.index.num_items != num_items,
@@ -166,6 +174,7 @@ def _check_fit(bundle: Bundle, encoder: Encoder) -> None:
         "items.parquet is not in catalogue order": not bundle.items["item_id"].equals(bundle.catalog.item_ids),
         f"no_history.npy has shape {bundle.no_history.shape}": bundle.no_history.shape != (num_items + 1,),
         f"encoder.onnx gives vectors of shape {vector.shape}": vector.shape != (1, bundle.index.width),
+        "step.onnx does not go on from encoder.onnx": encoder.goes_on and not encoder.steps_agree(),
         "encoder.onnx gives vectors that are not finite": not np.isfinite(vector).all(),
     }
     if found := [complaint for complaint, holds in complaints.items() if holds]:

@@ -28,10 +28,12 @@ class Service:
     def open(cls, folder: Path, settings: Settings) -> "Service":
         """Verifies the bundle, loads it, answers a first history; a `RecsysError` where anything is amiss."""
         bundle = open_bundle(folder)
-        encoder = Encoder(bundle.encoder)
+        encoder = Encoder(bundle.encoder, bundle.step)
         state = SqliteState(settings.state, settings.history_limit)
         try:
-            recommender = Recommender(bundle, encoder, state)
+            recommender = Recommender(
+                bundle, encoder, state, settings.encoding_cache_bytes, settings.encoding_cache_seconds
+            )
             recommender.recommend(Query(history=[bundle.catalog.item_ids[0]]))
         except BaseException:
             state.close()

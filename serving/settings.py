@@ -20,6 +20,8 @@ class Settings(BaseSettings):
     max_history: int = Field(default=10_000, ge=1, description="item ids a request may send, history and exclude each")
     max_events: int = Field(default=1_000, ge=1, description="events one request may store")
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1, description="size of a request's body")
+    encoding_cache_bytes: int = Field(default=256 * 1024 * 1024, ge=0, description="memory for encodings; 0: keep none")
+    encoding_cache_seconds: float = Field(default=3600, gt=0, description="an encoding not used for so long is dropped")
     threads: int = Field(default=4, ge=1, description="requests answered at the same time; the others wait")
 
 

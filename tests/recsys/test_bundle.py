@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,12 +14,13 @@ import torch
 from builders import write_bundle
 
 from models.bert4rec import BERT4Rec, BERT4RecConfig
+from models.rearec import ReaRec, ReaRecConfig
 from models.sasrec import SASRec, SASRecConfig
 from recsys.batches import Histories
-from recsys.bundle import BUNDLE_FILES, ModelCard, open_bundle
+from recsys.bundle import BUNDLE_FILES, STEP, ModelCard, open_bundle
 from recsys.catalog import Catalog
 from recsys.errors import BundleError
-from recsys.export import check_encoder, export_encoder, write_bundle_files
+from recsys.export import check_encoder, export_encoder, export_step, outputs_of, step_outputs_of, write_bundle_files
 from recsys.steps import MANIFEST, writing_step
 
 NUM_ITEMS = 37
@@ -68,7 +70,7 @@ def histories(num_items: int, max_len: int) -> Histories:
 
 def test_what_was_written_is_what_is_read(exported: Path, model: SASRec) -> None:
     bundle = open_bundle(exported)
-    assert sorted(path.name for path in exported.iterdir()) == sorted([*BUNDLE_FILES, MANIFEST])
+    assert sorted(path.name for path in exported.iterdir()) == sorted([*BUNDLE_FILES, STEP, MANIFEST])
     assert bundle.card == ModelCard(
         name="sasrec", config=asdict(model.config), max_len=MAX_LEN, seen="keep", no_history="popularity, all time"
     )
@@ -91,13 +93,13 @@ def test_the_encoder_equals_torch_at_every_length(exported: Path, model: SASRec)
         with torch.no_grad():
             expected = model.encode(Histories(items, torch.zeros_like(items), lengths))
         np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-5)
-    assert check_encoder(model, exported / "encoder.onnx", batch) < 1e-5
+    assert check_encoder(model, exported, batch) < 1e-5
 
 
 def test_search_by_the_encoders_vectors_is_the_models_own_ranking(exported: Path, model: SASRec) -> None:
     bundle, batch = open_bundle(exported), histories(NUM_ITEMS, MAX_LEN)
     session = onnxruntime.InferenceSession(str(bundle.encoder), providers=["CPUExecutionProvider"])
-    (vectors,) = session.run(None, {"items": batch.items.numpy(), "lengths": batch.lengths.numpy()})
+    (vectors,) = session.run(["vectors"], {"items": batch.items.numpy(), "lengths": batch.lengths.numpy()})
     rows, scores = bundle.index.search(vectors, NUM_ITEMS)
     with torch.no_grad():
         own = (model.encode(batch) @ model.item_vectors().T)[:, 1:].sort(dim=1, descending=True)
@@ -109,7 +111,50 @@ def test_an_encoder_that_differs_from_torch_is_refused(exported: Path) -> None:
     torch.manual_seed(2)
     other = SASRec(SASRecConfig(num_items=NUM_ITEMS, max_len=MAX_LEN, embedding_dim=8, num_blocks=1, num_heads=2))
     with pytest.raises(BundleError, match=r"encoder\.onnx: the ONNX encoder differs from torch by .* on 11 histories"):
-        check_encoder(other.eval(), exported / "encoder.onnx", histories(NUM_ITEMS, MAX_LEN))
+        check_encoder(other.eval(), exported, histories(NUM_ITEMS, MAX_LEN))
+
+
+def test_a_step_that_differs_from_torch_is_refused(exported: Path, model: SASRec, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "bundle")
+    other = SASRec(model.config)
+    export_step(other.eval(), MAX_LEN, tmp_path / "bundle" / "step.onnx")
+    with pytest.raises(BundleError, match=r"step\.onnx: the ONNX graph differs from torch by .* on 1 histories"):
+        check_encoder(model, tmp_path / "bundle", histories(NUM_ITEMS, MAX_LEN))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (SASRec, {"positions": "rotary", "norm": "post"}),
+        (SASRec, {"positions": "none", "recency": 0.25, "sink": True, "norm": "both", "max_len": 2}),
+        (ReaRec, {"cosine": True, "temperature": 0.1, "num_blocks": 1, "gated": True, "activation": "swiglu"}),
+    ],
+    ids=["rotary", "sink", "reasoning"],
+)
+def test_events_one_by_one_are_the_whole_history(kind: Any, settings: dict[str, Any], tmp_path: Path) -> None:
+    """From one event to a full window, two users at a time; memory is what the graphs themselves gave."""
+    torch.manual_seed(2)
+    config = {"num_items": NUM_ITEMS, "max_len": MAX_LEN, "embedding_dim": 8, "num_heads": 2} | settings
+    model = kind((SASRecConfig if kind is SASRec else ReaRecConfig)(**config)).eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights += 0.2 * torch.randn_like(weights)
+    export_encoder(model, model.max_len, tmp_path / "encoder.onnx")
+    export_step(model, model.max_len, tmp_path / "step.onnx")
+    encoder, step = (onnxruntime.InferenceSession(str(tmp_path / name)) for name in ("encoder.onnx", "step.onnx"))
+    items = torch.randint(1, NUM_ITEMS + 1, (2, model.max_len))
+    feed = {"items": items[:, :1].numpy(), "lengths": np.ones(2, dtype=np.int32)}
+    keys, values = encoder.run(["keys", "values"], {entry.name: feed[entry.name] for entry in encoder.get_inputs()})
+    for place in range(1, model.max_len):
+        feed = {"item": items[:, place].numpy(), "keys": keys, "values": values}
+        found, new_keys, new_values = step.run(step_outputs_of(model)[-3:], feed)
+        keys, values = np.concatenate([keys, new_keys], axis=3), np.concatenate([values, new_values], axis=3)
+        history = items[:, : place + 1]
+        lengths = torch.full((2,), place + 1, dtype=torch.int32)
+        whole = Histories(history, torch.zeros_like(history), lengths)
+        with torch.no_grad():
+            expected = model.answers(whole) if kind is ReaRec else model.encode(whole)
+        np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
 
 
 def test_a_model_that_masks_its_last_place_is_exported_too(tmp_path: Path) -> None:
@@ -117,7 +162,8 @@ def test_a_model_that_masks_its_last_place_is_exported_too(tmp_path: Path) -> No
     config = BERT4RecConfig(num_items=NUM_ITEMS, max_len=6, embedding_dim=8, num_blocks=1, num_heads=2)
     model = BERT4Rec(config).eval()
     export_encoder(model, model.max_len, tmp_path / "encoder.onnx")
-    assert check_encoder(model, tmp_path / "encoder.onnx", histories(NUM_ITEMS, model.max_len)) < 1e-5
+    assert check_encoder(model, tmp_path, histories(NUM_ITEMS, model.max_len)) < 1e-5
+    assert outputs_of(model) == ["vectors"]
 
 
 @pytest.mark.parametrize("name", BUNDLE_FILES)

@@ -74,19 +74,32 @@ def test_an_encoder_that_cannot_be_loaded_stops_the_start(copy) -> None:
     [
         ("items.parquet", "items.parquet is not in catalogue order"),
         ("no_history.npy", r"no_history.npy has shape \(7,\)"),
-        ("encoder.onnx", r"encoder.onnx gives vectors of shape \(1, 17\)"),
+        ("encoder.onnx", r"step\.onnx: goes on from keys, values, which encoder\.onnx does not give"),
+        ("step.onnx", "step.onnx does not go on from encoder.onnx"),
         ("index.faiss", "index.faiss holds 41 items"),
     ],
 )
-def test_parts_that_do_not_belong_together_stop_the_start(name, complaint, copy, bert4rec) -> None:
+def test_parts_that_do_not_belong_together_stop_the_start(name, complaint, copy, bert4rec, rearec) -> None:
     if name == "items.parquet":
         pl.read_parquet(copy / name).reverse().write_parquet(copy / name)
     elif name == "no_history.npy":
         np.save(copy / name, np.zeros(7, dtype=np.float32))
     else:
-        shutil.copy(bert4rec.folder / name, copy / name)
+        shutil.copy((rearec if name == "step.onnx" else bert4rec).folder / name, copy / name)
     list_again(copy, name)
     with pytest.raises(BundleError, match=complaint):
+        start(copy)
+
+
+def test_an_encoder_of_another_width_stops_the_start(copy, bert4rec) -> None:
+    """Of a bundle without a step."""
+    manifest = json.loads((copy / MANIFEST).read_text())
+    del manifest["files"]["step.onnx"]
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    (copy / "step.onnx").unlink()
+    shutil.copy(bert4rec.folder / "encoder.onnx", copy / "encoder.onnx")
+    list_again(copy, "encoder.onnx")
+    with pytest.raises(BundleError, match=r"encoder.onnx gives vectors of shape \(1, 17\)"):
         start(copy)
 
 

@@ -1,0 +1,109 @@
+"""Encodings of histories, kept by what the history is: the same events give the same vector, whoever asks.
+
+    asked      a b c d e
+    kept       a b c          one longer by `e` and `d`: two steps of the model in place of a whole encoding
+
+A bundle never changes, so an entry never grows wrong: nothing has to be invalidated, and a user's new event simply asks
+for another history. A window that has slid is another history too, and is encoded anew.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Literal
+
+from recsys.sequences import IntArray
+from serving.encoder import Encoder, Encoding
+
+Origin = Literal["cached", "step", "full"]
+MOST_STEPS = 8
+"""Beyond so many further events a whole encoding is not slower than steps."""
+ENTRY_BYTES = 400
+"""Of the bookkeeping around an entry's arrays."""
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """What the cache holds now."""
+
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    encoding: Encoding
+    bytes: int
+    until: float
+
+
+class Encodings:
+    """Encodes histories, going on from kept ones where it can; safe to share between threads.
+
+    An entry goes `seconds` after its last use, or when all together take more than `max_bytes` (0 keeps none), the
+    longest unused first; and when a longer history has gone on from it, for its user will not ask for it again.
+    """
+
+    def __init__(
+        self, encoder: Encoder, max_bytes: int, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._encoder = encoder
+        self._max_bytes, self._seconds, self._clock = max_bytes, seconds, clock
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def of(self, rows: IntArray) -> tuple[Encoding, Origin]:
+        """The encoding of item rows, oldest first, and how it came about."""
+        content, size = rows.tobytes(), rows.itemsize
+        length, encoding = self._longest_known(content, size)
+        if encoding is None:
+            encoding = self._encoder.encode(rows)
+            self._keep(content, encoding)
+            return encoding, "full"
+        if length == len(rows):
+            return encoding, "cached"
+        for row in rows[length:].tolist():
+            encoding = self._encoder.go_on(encoding, row)
+        self._keep(content, encoding, instead_of=content[: length * size])
+        return encoding, "step"
+
+    def size(self) -> CacheSize:
+        """Entries and their bytes."""
+        with self._lock:
+            self._forget_unused()
+            return CacheSize(len(self._entries), self._bytes)
+
+    def _longest_known(self, content: bytes, size: int) -> tuple[int, Encoding | None]:
+        """Of how many of the events (`size` bytes each) an encoding is kept, at most a few fewer than all; and that."""
+        length = len(content) // size
+        shortest = max(1, length - MOST_STEPS) if self._encoder.goes_on else length
+        with self._lock:
+            self._forget_unused()
+            for events in range(length, shortest - 1, -1):
+                key = content[: events * size]
+                if entry := self._entries.pop(key, None):
+                    self._entries[key] = replace(entry, until=self._clock() + self._seconds)
+                    return events, entry.encoding
+        return 0, None
+
+    def _keep(self, key: bytes, encoding: Encoding, instead_of: bytes = b"") -> None:
+        needed = encoding.nbytes + len(key) + ENTRY_BYTES
+        with self._lock:
+            self._drop(instead_of)
+            self._drop(key)
+            self._entries[key] = _Entry(encoding, needed, self._clock() + self._seconds)
+            self._bytes += needed
+            while self._bytes > self._max_bytes:
+                self._drop(next(iter(self._entries)))
+
+    def _forget_unused(self) -> None:
+        """Entries stand in order of their last use, and so of their end."""
+        while self._entries and next(iter(self._entries.values())).until <= self._clock():
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: bytes) -> None:
+        entry = self._entries.pop(key, None)
+        self._bytes -= entry.bytes if entry else 0
