@@ -22,7 +22,7 @@ Dimensions: B rows, L events, V item rows (row 0 is padding), W tokens of a sent
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recsys.batches import Histories, TrainBatch, WindowShape
+from recsys.contracts import Tables
 from recsys.errors import ConfigError
 from recsys.item_sentences import NO_TOKEN, ItemSentences
 from recsys.layers import Dropout, TransformerConfig, init_weights
@@ -120,13 +121,18 @@ class RecformerConfig:
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens of a batch; `real` where there is one, `starts` where a word begins."""
+    """Tokens of a batch; `real` where there is one, `sources` its place in the flat table of all sentences."""
 
     ids: Int[Tensor, "B T"]
     kinds: Int[Tensor, "B T"]
     places: Int[Tensor, "B T"]
-    starts: Bool[Tensor, "B T"]
+    sources: Int[Tensor, "B T"]
     real: Bool[Tensor, "B T"]
+
+    @property
+    def of_items(self) -> Bool[Tensor, "B T"]:
+        """Tokens but for [CLS]."""
+        return self.places != 0
 
 
 class Recformer(nn.Module):
@@ -164,7 +170,16 @@ class Recformer(nn.Module):
         self.apply(init_weights)
         self.words.weight.requires_grad_(config.train_words)
 
-    def learn_sentences(self, sentences: ItemSentences) -> None:
+    def sentences(self) -> ItemSentences:
+        """Tokens of all item rows."""
+        return ItemSentences(self.tokens.numpy(), self.token_kinds.numpy(), self.word_starts.numpy())
+
+    @property
+    def tables(self) -> Tables:
+        """The sentences that it was trained with; a service may bring longer ones."""
+        return Tables(self.tokens, self.token_kinds)
+
+    def learn_sentences(self, sentences: ItemSentences, special_tokens: tuple[int, int, int]) -> None:
         """Takes the tokens of all item rows, to be kept with the weights; item vectors of other tokens are dropped."""
         width, before = sentences.ids.shape[1], self.tokens.clone()
         if sentences.ids.shape[0] != len(self.tokens) or width > self.config.sentence_tokens:
@@ -176,10 +191,10 @@ class Recformer(nn.Module):
                 f"model.vocab_size={self.config.vocab_size} is less than the tokeniser's ids; they go up to "
                 f"{int(sentences.ids.max())}."
             )
-        self.tokens.zero_()[:, :width] = sentences.ids.to(self.tokens)
-        self.token_kinds.fill_(NO_TOKEN)[:, :width] = sentences.kinds.to(self.token_kinds)
-        self.word_starts.zero_()[:, :width] = sentences.starts.to(self.word_starts)
-        self.special.copy_(sentences.special)
+        self.tokens.zero_()[:, :width] = torch.from_numpy(sentences.ids).to(self.tokens)
+        self.token_kinds.fill_(NO_TOKEN)[:, :width] = torch.from_numpy(sentences.kinds).to(self.token_kinds)
+        self.word_starts.zero_()[:, :width] = torch.from_numpy(sentences.starts).to(self.word_starts)
+        self.special.copy_(torch.tensor(special_tokens))
         written = torch.where(self.token_kinds != NO_TOKEN, self.tokens, -1)
         _, same = torch.unique(written[1:], dim=0, return_inverse=True)
         rows = torch.arange(1, len(written), device=same.device)
@@ -209,13 +224,14 @@ class Recformer(nn.Module):
             if self.places is not None:
                 self.places.weight.zero_()
 
-    def text(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Text:
+    def text(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], tables: Tables | None = None) -> Text:
         """Sentences of the items from the newest to the oldest behind a [CLS], cut after `max_tokens`."""
+        tables = tables or self.tables
         (rows, most), width = items.shape, self.config.sentence_tokens
         back = torch.arange(most, device=items.device)
         known = back < lengths[:, None]
         newest = items.gather(1, (lengths[:, None].long() - 1 - back).clamp(min=0)) * known
-        sizes = (self.token_kinds != NO_TOKEN).sum(dim=1)[newest]
+        sizes = (tables.kinds[newest] != NO_TOKEN).sum(dim=2)
         within = torch.arange(width, device=items.device)
         slots = 1 + (sizes.cumsum(dim=1) - sizes)[:, :, None] + within
         length = self._text_length(sizes)
@@ -226,12 +242,12 @@ class Recformer(nn.Module):
         places = blank.scatter(1, slots, (back + 1).expand(rows, -1).repeat_interleave(width, 1))[:, :length]
         first = torch.arange(length, device=items.device) == 0
         real = (places != 0) | first
-        ids = torch.where(places != 0, self.tokens.flatten()[sources].long(), self.special[1])
+        ids = torch.where(places != 0, tables.tokens[sources // width, sources % width].long(), self.special[1])
         return Text(
             ids=torch.where(first, self.special[0], ids),
-            kinds=self.token_kinds.flatten()[sources].long() * (places != 0),
+            kinds=tables.kinds[sources // width, sources % width].long() * (places != 0),
             places=places,
-            starts=self.word_starts.flatten()[sources] & (places != 0),
+            sources=sources,
             real=real,
         )
 
@@ -248,18 +264,24 @@ class Recformer(nn.Module):
             x = x + self.places(text.places)
         return self.dropout(self.norm(x))
 
-    def _read(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+    def word_begins(self, text: Text) -> Bool[Tensor, "B T"]:
+        """Which tokens of items begin a word."""
+        return self.word_starts.flatten()[text.sources] & text.of_items
+
+    def _read(
+        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], tables: Tables | None = None
+    ) -> Float[Tensor, "B D"]:
         """Directions of texts."""
-        text = self.text(items, lengths)
+        text = self.text(items, lengths, tables)
         x = self._embedded(text)
         if self.config.pooling == "first":
             return F.normalize(self.blocks.first(x, text.real), dim=1)
         real = text.real[:, :, None]
         return F.normalize((self.blocks(x, text.real) * real).sum(dim=1), dim=1)
 
-    def encode(self, batch: Histories) -> Float[Tensor, "B D"]:
-        """Of each history its direction, divided by the temperature."""
-        return self._read(batch.items, batch.lengths) / self.config.temperature
+    def encode(self, batch: Histories, tables: Tables | None = None) -> Float[Tensor, "B D"]:
+        """Of each history its direction, divided by the temperature; over these sentences or those of training."""
+        return self._read(batch.items, batch.lengths, tables) / self.config.temperature
 
     def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V D"]:
         """Of length 1, as they were when last made."""
@@ -362,11 +384,11 @@ class Recformer(nn.Module):
 
     def _word_loss(self, text: Text) -> Float[Tensor, ""]:
         """Masked words filled in, mean over their tokens."""
-        chosen = masked_words(text, self.config.mask_share)
+        chosen = masked_words(text, self.word_begins(text), self.config.mask_share)
         draws = torch.rand(text.ids.shape, device=text.ids.device)
         shown = torch.where(draws < 1 - KEPT, torch.randint_like(text.ids, self.config.vocab_size), text.ids)
         shown = torch.where(draws < 1 - KEPT - RANDOM, self.special[2], shown)
-        masked = Text(torch.where(chosen, shown, text.ids), text.kinds, text.places, text.starts, text.real)
+        masked = replace(text, ids=torch.where(chosen, shown, text.ids))
         states = self.blocks(self._embedded(masked), text.real)[chosen]
         guesses = self.head_norm(F.gelu(self.head(states)))
         guesses = torch.cat([guesses, torch.ones_like(guesses[:, :1])], dim=1)
@@ -374,13 +396,13 @@ class Recformer(nn.Module):
         return softmax_cross_entropy(guesses, vocabulary, text.ids[chosen])
 
 
-def masked_words(text: Text, share: float) -> Bool[Tensor, "B T"]:
+def masked_words(text: Text, starts: Bool[Tensor, "B T"], share: float) -> Bool[Tensor, "B T"]:
     """Random whole words of together max(1, round(share * tokens)) tokens; one that would exceed that is passed over.
 
     [CLS] is none of them.
     """
-    tokens = text.real & (text.places != 0)
-    word = (text.starts.cumsum(dim=1) - 1).clamp(min=0)
+    tokens = text.of_items
+    word = (starts.cumsum(dim=1) - 1).clamp(min=0)
     most = int(word.max()) + 1
     sizes = torch.zeros(len(word), most, dtype=torch.int64, device=word.device).scatter_add(1, word, tokens.long())
     budget = (share * tokens.sum(dim=1)).round().clamp(min=1)

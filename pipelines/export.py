@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.registry import ModelConfig
 from pipelines.evaluate import HEADLINE, REPORT
-from pipelines.loading import no_history, run_model
+from pipelines.loading import no_history, run_model, text_network
 from recsys.batches import Histories
-from recsys.bundle import Bundle, ModelCard, open_bundle
+from recsys.bundle import TOKENIZER, Bundle, ModelCard, SentenceCard, open_bundle
 from recsys.contracts import TrainableRetriever
 from recsys.errors import ConfigError
 from recsys.export import check_encoder, write_bundle_files
+from recsys.item_sentences import attribute_names
 from recsys.prepared import Prepared, SeenRule
 from recsys.runs import Run, open_run
 from recsys.steps import writing_step
@@ -48,12 +50,19 @@ def export(config: ExportConfig) -> Bundle:
             "no times of events yet; train with model.time_buckets=0 to serve."
         )
     fallback = no_history(prepared, run.fit_on)
+    network = text_network(resolved, prepared)
+    if network is not None and network.identity != run.config["text_encoder"]:
+        raise ConfigError(
+            f"export: {config.run} was trained with the text encoder {run.config['text_encoder']}, and {network.place} "
+            f"is {network.identity}; bring the one of training, whose tokeniser the bundle takes along."
+        )
     card = ModelCard(
         name=run.model,
         config=resolved.as_dict(),
         max_len=retriever.max_len,
         seen=prepared.seen,
         no_history=fallback.description,
+        sentences=None if network is None else sentence_card(resolved, prepared),
     )
     with writing_step(
         "export", config.out, config={"run": str(config.run)}, inputs=[config.run], overwrite=config.overwrite
@@ -62,6 +71,8 @@ def export(config: ExportConfig) -> Bundle:
         write_bundle_files(
             step.folder, retriever, card, prepared.catalog, prepared.items, fallback.scores.numpy(), metrics
         )
+        if network is not None:
+            network.plain_tokenizer.save(str(step.folder / TOKENIZER))
         difference = check_encoder(retriever, step.folder, real_histories(prepared, retriever.max_len))
         step.counts.update({
             "items": prepared.catalog.num_items,
@@ -70,6 +81,16 @@ def export(config: ExportConfig) -> Bundle:
             "mlflow_run_id": run.mlflow_run_id,
         })
     return open_bundle(config.out)
+
+
+def sentence_card(model: ModelConfig, prepared: Prepared) -> SentenceCard:
+    """How the model reads items that come later."""
+    return SentenceCard(
+        attributes=attribute_names(prepared.items, model.values.attributes),
+        max_attributes=model.values.max_attributes,
+        attribute_tokens=model.values.attribute_tokens,
+        temperature=model.values.temperature,
+    )
 
 
 def evaluation_metrics(run: Run, seen: SeenRule) -> dict[str, Any]:

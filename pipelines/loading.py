@@ -12,7 +12,7 @@ from models.registry import ModelConfig, build_config, model_config, preset
 from pipelines.reporter import Reporter
 from recsys.contracts import CatalogScorer, TrainableRetriever
 from recsys.errors import ConfigError, DataError
-from recsys.item_sentences import ItemSentences, item_attributes, item_sentences
+from recsys.item_sentences import ItemSentences, attribute_names, item_attributes, item_sentences
 from recsys.item_text import has_text, item_texts
 from recsys.prepared import Prepared
 from recsys.pretrained import Pretrained
@@ -96,8 +96,9 @@ def text_network(config: ModelConfig, prepared: Prepared) -> Pretrained | None:
 
 def sentences(config: ModelConfig, prepared: Prepared, pretrained: Pretrained) -> ItemSentences:
     """Tokens of all items, padding's row first."""
-    attributes = item_attributes(prepared.items, config.values.attributes, config.values.max_attributes)
-    return item_sentences(attributes, pretrained.tokenizer, config.values.attribute_tokens)
+    names = attribute_names(prepared.items, config.values.attributes)
+    attributes = item_attributes(prepared.items, names, config.values.max_attributes)
+    return item_sentences(attributes, pretrained.plain_tokenizer, config.values.attribute_tokens)
 
 
 def language(pretrained: Pretrained) -> dict[str, torch.Tensor]:

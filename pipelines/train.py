@@ -362,7 +362,7 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
 
 def begin_with_language(model: SentenceReader, plan: Plan, network: Pretrained) -> None:
     """Tokens of the items, and where no run is to start from, the pretrained network."""
-    model.learn_sentences(sentences(plan.model, plan.prepared, network))
+    model.learn_sentences(sentences(plan.model, plan.prepared, network), network.special_tokens)
     if plan.start is None:
         model.learn_network(language(network))
 

@@ -8,6 +8,9 @@ encoder.onnx          items [B, L] i64 (and lengths [B] i32) -> vectors [B, D]; 
                       [N, B, H, L, Dh] of its N blocks
 step.onnx             of such a model: item [B] i64 and the memory of shorter histories -> the same for the longer
                       ones; new_keys, new_values [N, B, H, 1, Dh] are those of the item alone
+sentences.npz         of a model that reads texts: tokens and kinds [V, W] of all items, which then are inputs of its
+                      encoder.onnx: a service adds rows of its own
+tokenizer.json        what made them
 index.faiss           inner products with item vectors
 catalog.parquet       item_id <-> item_idx
 items.parquet         what an answer may show of an item, in catalogue order
@@ -26,10 +29,12 @@ import polars as pl
 from recsys.catalog import Catalog
 from recsys.errors import BundleError, DataError
 from recsys.index import FloatArray, ItemIndex
+from recsys.item_sentences import ItemSentences
 from recsys.prepared import SeenRule
 from recsys.steps import MANIFEST, read_manifest, sha256
 
 ENCODER, STEP = "encoder.onnx", "step.onnx"
+SENTENCES, TOKENIZER = "sentences.npz", "tokenizer.json"
 BUNDLE_FILES = (
     "model.json",
     "model.safetensors",
@@ -44,6 +49,16 @@ BUNDLE_FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class SentenceCard:
+    """How a model reads items: which attributes, in order, how much of them, and the temperature of its scores."""
+
+    attributes: list[str]
+    max_attributes: int
+    attribute_tokens: int
+    temperature: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """Content of `model.json`."""
 
@@ -52,6 +67,7 @@ class ModelCard:
     max_len: int
     seen: SeenRule
     no_history: str
+    sentences: SentenceCard | None = None
     bundle_format: int = BUNDLE_FORMAT
 
 
@@ -66,6 +82,7 @@ class Bundle:
     items: pl.DataFrame
     index: ItemIndex
     no_history: FloatArray
+    sentences: ItemSentences | None
     metrics: dict[str, Any]
     manifest: dict[str, Any]
 
@@ -73,6 +90,11 @@ class Bundle:
     def encoder(self) -> Path:
         """The ONNX graph."""
         return self.folder / ENCODER
+
+    @property
+    def tokenizer(self) -> Path:
+        """Of a model that reads texts."""
+        return self.folder / TOKENIZER
 
     @property
     def step(self) -> Path | None:
@@ -92,14 +114,25 @@ def open_bundle(folder: Path) -> Bundle:
     return Bundle(
         folder=folder,
         version=sha256(folder / MANIFEST)[:12],
-        card=ModelCard(**card),
+        card=ModelCard(**card | {"sentences": SentenceCard(**card["sentences"]) if card.get("sentences") else None}),
         catalog=Catalog.load(folder / "catalog.parquet"),
         items=pl.read_parquet(folder / "items.parquet"),
         index=ItemIndex.load(folder / "index.faiss"),
         no_history=np.load(folder / "no_history.npy"),
+        sentences=_load_sentences(folder / SENTENCES) if card.get("sentences") else None,
         metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
         manifest=manifest,
     )
+
+
+def save_sentences(path: Path, sentences: ItemSentences) -> None:
+    """Writes the tokens that serving reads."""
+    np.savez(path, ids=sentences.ids, kinds=sentences.kinds, starts=sentences.starts)
+
+
+def _load_sentences(path: Path) -> ItemSentences:
+    with np.load(path) as arrays:
+        return ItemSentences(ids=arrays["ids"], kinds=arrays["kinds"], starts=arrays["starts"])
 
 
 def verify_bundle(folder: Path) -> dict[str, Any]:

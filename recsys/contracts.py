@@ -102,16 +102,37 @@ class TextReader(TrainableRetriever, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Tables:
+    """Sentences of the items: token ids and kinds, see `recsys.item_sentences`."""
+
+    tokens: Int[Tensor, "V W"]
+    kinds: Int[Tensor, "V W"]
+
+
 @runtime_checkable
 class SentenceReader(TrainableRetriever, Protocol):
     """A retriever that reads items as tokens, with an encoder pretrained on language."""
 
-    def learn_sentences(self, sentences: ItemSentences) -> None:
-        """Called once before training: the tokens of each item row, padding's first."""
+    def learn_sentences(self, sentences: ItemSentences, special_tokens: tuple[int, int, int]) -> None:
+        """Called once before training: the tokens of each item row, padding's first; ids of [CLS], padding and mask."""
         ...
 
     def learn_network(self, weights: Mapping[str, Tensor]) -> None:
         """Called before training that starts from no other run: weights of the pretrained encoder."""
+        ...
+
+    def sentences(self) -> ItemSentences:
+        """What it learned of the items' texts."""
+        ...
+
+    @property
+    def tables(self) -> Tables:
+        """Tokens of all items."""
+        ...
+
+    def encode(self, batch: Histories, tables: Tables | None = None) -> Float[Tensor, "B D"]:
+        """Vectors of histories, over other sentences than those of training where given."""
         ...
 
     def refresh_items(self) -> None:

@@ -16,15 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recsys.batches import Histories
-from recsys.bundle import ENCODER, STEP, ModelCard
+from recsys.bundle import ENCODER, SENTENCES, STEP, ModelCard, save_sentences
 from recsys.catalog import Catalog
-from recsys.contracts import Incremental, Reasoner, TrainableRetriever
+from recsys.contracts import Incremental, Reasoner, SentenceReader, Tables, TrainableRetriever
 from recsys.errors import BundleError
 from recsys.index import FloatArray, ItemIndex
 from recsys.layers import KeyValues
 
 ENCODER_TOLERANCE = 1e-5
 CHECKED_STEPS = 16
+MOST_ROWS = 2**24
 BATCH = torch.export.Dim("batch", min=1, max=65_536)
 
 
@@ -48,6 +49,26 @@ class _Encoder(nn.Module):
         if isinstance(self.model, Reasoner):
             return _outputs(self.model, self.model.answers(batch), ())
         return (self.model.encode(batch),)
+
+
+class _Reader(nn.Module):
+    """`encode` of a `SentenceReader`, whose item sentences are inputs: a service may bring items of its own."""
+
+    model: SentenceReader
+
+    def __init__(self, model: SentenceReader) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        items: Int[Tensor, "B L"],
+        lengths: Int[Tensor, " B"],
+        tokens: Int[Tensor, "V W"],
+        kinds: Int[Tensor, "V W"],
+    ) -> Float[Tensor, "B D"]:
+        """Vectors of the histories."""
+        return self.model.encode(Histories(items, torch.zeros_like(items), lengths), Tables(tokens, kinds))
 
 
 class _Step(nn.Module):
@@ -106,6 +127,8 @@ def write_bundle_files(
     export_encoder(model, card.max_len, folder / ENCODER)
     if goes_on(model) and card.max_len > 1:
         export_step(model, card.max_len, folder / STEP)
+    if isinstance(model, SentenceReader):
+        save_sentences(folder / SENTENCES, model.sentences())
     with torch.no_grad():
         ItemIndex.build(model.item_vectors().numpy()).save(folder / "index.faiss")
     catalog.save(folder / "catalog.parquet")
@@ -120,6 +143,12 @@ def export_encoder(model: TrainableRetriever, max_len: int, path: Path) -> None:
     length = min(max_len, 7)
     example = (torch.ones((2, length), dtype=torch.int64), torch.tensor([length, 1], dtype=torch.int32))
     events = {1: torch.export.Dim("events", min=1, max=max_len)} if max_len > 1 else {}
+    if isinstance(model, SentenceReader):
+        rows = {0: torch.export.Dim("rows", min=2, max=MOST_ROWS)}
+        inputs = (*example, model.tables.tokens, model.tables.kinds)
+        shapes = ({0: BATCH} | events, {0: BATCH}, rows, rows)
+        _export(_Reader(model), inputs, ["items", "lengths", "tokens", "kinds"], ["vectors"], shapes, path)
+        return
     _export(_Encoder(model), example, ["items", "lengths"], outputs_of(model), ({0: BATCH} | events, {0: BATCH}), path)
 
 
@@ -158,12 +187,10 @@ def _export(
 def check_encoder(model: TrainableRetriever, folder: Path, batch: Histories) -> float:
     """Largest difference between torch and a bundle's graphs on `batch`; a `BundleError` beyond the tolerance."""
     encoder = _session(folder / ENCODER)
-    inputs = {"items": batch.items.numpy(), "lengths": batch.lengths.numpy()}
-    read = {entry.name for entry in encoder.get_inputs()}
-    vectors = encoder.run(["vectors"], {name: value for name, value in inputs.items() if name in read})[0]
+    vectors = encoder.run(["vectors"], _inputs(model, encoder, batch))[0]
     difference = _agreed(folder / ENCODER, _encoded(model, batch)[-1], vectors)
     if isinstance(model, Reasoner):
-        answers = encoder.run(["answers"], inputs)[0]
+        answers = encoder.run(["answers"], _inputs(model, encoder, batch))[0]
         difference = max(difference, _agreed(folder / ENCODER, _encoded(model, batch), answers))
     if (folder / STEP).exists():
         difference = max(difference, _check_step(model, folder, batch))
@@ -177,9 +204,10 @@ def _check_step(model: TrainableRetriever, folder: Path, batch: Histories) -> fl
     for row in (batch.lengths > 1).nonzero().flatten()[-CHECKED_STEPS:].tolist():
         length = int(batch.lengths[row])
         items = batch.items[row : row + 1, :length]
-        inputs = {"items": items[:, :-1].numpy(), "lengths": np.array([length - 1], dtype=np.int32)}
-        read = {entry.name for entry in encoder.get_inputs()}
-        memory = encoder.run(["keys", "values"], {name: value for name, value in inputs.items() if name in read})
+        shorter = Histories(
+            items[:, :-1], torch.zeros_like(items[:, :-1]), torch.tensor([length - 1], dtype=torch.int32)
+        )
+        memory = encoder.run(["keys", "values"], _inputs(model, encoder, shorter))
         output = "answers" if isinstance(model, Reasoner) else "vectors"
         (found,) = step.run(
             [output], dict(zip(("item", "keys", "values"), (items[:, -1].numpy(), *memory), strict=True))
@@ -187,6 +215,14 @@ def _check_step(model: TrainableRetriever, folder: Path, batch: Histories) -> fl
         expected = _encoded(model, Histories(items, torch.zeros_like(items), batch.lengths[row : row + 1]))
         differences.append(_agreed(folder / STEP, expected if output == "answers" else expected[-1], found))
     return max(differences)
+
+
+def _inputs(model: TrainableRetriever, graph: onnxruntime.InferenceSession, batch: Histories) -> dict[str, Any]:
+    """What the graph asks for."""
+    inputs = {"items": batch.items, "lengths": batch.lengths}
+    if isinstance(model, SentenceReader):
+        inputs |= {"tokens": model.tables.tokens, "kinds": model.tables.kinds}
+    return {entry.name: inputs[entry.name].numpy() for entry in graph.get_inputs()}
 
 
 @torch.no_grad()
@@ -199,7 +235,8 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def _agreed(path: Path, expected: Tensor, found: FloatArray) -> float:
-    difference = float(np.abs(expected.numpy() - found).max())
+    """The difference, of vectors longer than 1 relative to their largest number."""
+    difference = float(np.abs(expected.numpy() - found).max() / max(1.0, float(expected.abs().max())))
     if not difference <= ENCODER_TOLERANCE:
         raise BundleError(
             f"{path}: the ONNX graph differs from torch by {difference:.2g} on {expected.shape[-2]} histories "

@@ -8,16 +8,18 @@ among them. Dimensions: V item rows (row 0 is padding), W tokens of the longest 
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
 
 from recsys.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 NO_TOKEN, KEY, VALUE = 0, 1, 2
 FIRST_ATTRIBUTES = ("title", "brand", "categories")
@@ -31,25 +33,23 @@ Attributes: TypeAlias = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class ItemSentences:
-    """Tokens of all items; `kinds` is KEY, VALUE or, behind a sentence's end, NO_TOKEN.
+    """Tokens of all items, arrays [V, W]; `kinds` is KEY, VALUE or, behind a sentence's end, NO_TOKEN.
 
     `starts`: which tokens begin a word.
-    `special`: ids of the first token of every text, of padding and of a masked token.
     """
 
-    ids: Int[Tensor, "V W"]
-    kinds: Int[Tensor, "V W"]
-    starts: Bool[Tensor, "V W"]
-    special: Int[Tensor, " 3"]
+    ids: npt.NDArray[np.int32]
+    kinds: npt.NDArray[np.int8]
+    starts: npt.NDArray[np.bool_]
 
     @property
-    def lengths(self) -> Int[Tensor, " V"]:
-        """Tokens of each sentence."""
-        return (self.kinds != NO_TOKEN).sum(dim=1)
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each sentence, [V]."""
+        return (self.kinds != NO_TOKEN).sum(axis=1)
 
 
-def item_attributes(items: pl.DataFrame, wanted: Sequence[str] = (), most: int = 3) -> list[Attributes]:
-    """Of each item its first `most` attributes that have a text, in the order `wanted` (default: see above)."""
+def attribute_names(items: pl.DataFrame, wanted: Sequence[str] = ()) -> list[str]:
+    """Text columns in the order they are read: `wanted`, or by default those of `FIRST_ATTRIBUTES`, then all others."""
     texts = [
         name
         for name, dtype in items.schema.items()
@@ -60,15 +60,19 @@ def item_attributes(items: pl.DataFrame, wanted: Sequence[str] = (), most: int =
             f"model.attributes={unknown[0]!r} is no text column of the item table; it has {', '.join(texts) or 'none'}."
         )
     first = [name for name in FIRST_ATTRIBUTES if name in texts]
-    names = list(wanted) or [*first, *(name for name in texts if name not in first)]
-    joined = [
-        pl.col(name).list.join(" ") if items.schema[name] == pl.List(pl.String) else pl.col(name) for name in names
-    ]
-    rows = items.select(column.fill_null("").alias(name) for name, column in zip(names, joined, strict=True))
-    return [
-        [(KEYS.get(name, name), text) for name, value in row.items() if (text := cleaned(value))][:most]
-        for row in rows.iter_rows(named=True)
-    ]
+    return list(wanted) or [*first, *(name for name in texts if name not in first)]
+
+
+def item_attributes(items: pl.DataFrame, names: Sequence[str], most: int = 3) -> list[Attributes]:
+    """Of each item the first `most` of the columns `names` that have a text."""
+    return [attributes_of(row, names, most) for row in items.select(names).iter_rows(named=True)]
+
+
+def attributes_of(item: Mapping[str, str | Sequence[str] | None], names: Sequence[str], most: int = 3) -> Attributes:
+    """The same of one item, whose lists are joined by blanks."""
+    values = [(KEYS.get(name, name), item.get(name) or "") for name in names]
+    texts = [(key, cleaned(value if isinstance(value, str) else " ".join(value))) for key, value in values]
+    return [(key, text) for key, text in texts if text][:most]
 
 
 def cleaned(text: str) -> str:
@@ -76,37 +80,28 @@ def cleaned(text: str) -> str:
     return " ".join(html.unescape(text).split())
 
 
-def item_sentences(items: Sequence[Attributes], tokenizer: Any, attribute_tokens: int = 32) -> ItemSentences:
-    """Tokens of each item for a fast tokenizer of Hugging Face; padding's row 0 comes before the first item."""
-    first, padding, mask = tokenizer.cls_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id
-    if not tokenizer.is_fast or None in {first, padding, mask}:
-        raise ConfigError(
-            f"text encoder {tokenizer.name_or_path!r}: its tokenizer must be a fast one with a first token, padding "
-            "and a mask (cls_token, pad_token, mask_token); choose an encoder such as BERT, RoBERTa or Longformer."
-        )
+def item_sentences(
+    items: Sequence[Attributes], tokenizer: "Tokenizer", attribute_tokens: int = 32, width: int | None = None
+) -> ItemSentences:
+    """Tokens of each item; padding's row 0 comes before the first item. `width` makes rows as wide as others are."""
     texts = sorted({text for attributes in items for pair in attributes for text in pair})
     if not texts:
         raise DataError("items: none has a text to make a sentence of; ingest an item table with --items.")
     pieces = dict(zip(texts, _tokenised(texts, tokenizer), strict=True))
     rows = [_sentence(attributes, pieces, attribute_tokens) for attributes in [[], *items]]
-    width = max(len(row) for row in rows)
-    table = torch.tensor([row + [(padding, NO_TOKEN, 0)] * (width - len(row)) for row in rows])
-    return ItemSentences(
-        ids=table[..., 0],
-        kinds=table[..., 1],
-        starts=table[..., 2].bool(),
-        special=torch.tensor([first, padding, mask]),
-    )
+    table = np.zeros((len(rows), width or max(map(len, rows)), 3), dtype=np.int32)
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = row or 0
+    return ItemSentences(ids=table[..., 0], kinds=table[..., 1].astype(np.int8), starts=table[..., 2].astype(bool))
 
 
-def _tokenised(texts: list[str], tokenizer: Any) -> list[list[tuple[int, int]]]:
+def _tokenised(texts: list[str], tokenizer: "Tokenizer") -> list[list[tuple[int, int]]]:
     """Of each text its tokens, and whether each begins a word."""
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
     tokenised = []
-    for number, ids in enumerate(encoded["input_ids"]):
-        words = encoded.word_ids(number)
+    for encoded in tokenizer.encode_batch(texts, add_special_tokens=False):
+        words = encoded.word_ids
         starts = [int(place == 0 or word != words[place - 1]) for place, word in enumerate(words)]
-        tokenised.append(list(zip(ids, starts, strict=True)))
+        tokenised.append(list(zip(encoded.ids, starts, strict=True)))
     return tokenised
 
 

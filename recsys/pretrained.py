@@ -47,6 +47,27 @@ class Pretrained:
         return self._loaded("AutoTokenizer")
 
     @cached_property
+    def plain_tokenizer(self) -> Any:
+        """The `tokenizers.Tokenizer` below it, which neither cuts nor pads; what a bundle takes along."""
+        if not self.tokenizer.is_fast:
+            raise ConfigError(f"text encoder {self.place!r}: has no fast tokenizer; choose one with a tokenizer.json.")
+        plain = self.tokenizer.backend_tokenizer
+        plain.no_truncation()
+        plain.no_padding()
+        return plain
+
+    @property
+    def special_tokens(self) -> tuple[int, int, int]:
+        """Ids of the token that every text begins with, of padding and of a masked token."""
+        special = (self.tokenizer.cls_token_id, self.tokenizer.pad_token_id, self.tokenizer.mask_token_id)
+        if None in special:
+            raise ConfigError(
+                f"text encoder {self.place!r}: its tokenizer lacks a first token, padding or a mask (cls_token, "
+                "pad_token, mask_token); choose an encoder such as BERT, RoBERTa or Longformer."
+            )
+        return special
+
+    @cached_property
     def model(self) -> Any:
         """The Hugging Face module, in evaluation mode."""
         return self._loaded("AutoModel", use_safetensors=True).eval()

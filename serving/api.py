@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from recsys import __version__
 from serving import messages
 from serving.metrics import Metrics
+from serving.new_items import NewItem
 from serving.problems import PROBLEM_RESPONSE
 from serving.recommender import Answer
 from serving.recommender import Query as RecommendQuery
@@ -47,7 +48,7 @@ Counted = Annotated[Metrics, Depends(counted)]
 Configured = Annotated[Settings, Depends(configured)]
 RequestId = Annotated[str, Depends(identified)]
 
-router = APIRouter(responses=dict.fromkeys((404, 413, 422, 503), PROBLEM_RESPONSE))
+router = APIRouter(responses=dict.fromkeys((404, 409, 413, 422, 503), PROBLEM_RESPONSE))
 
 
 @router.post("/v1/recommend", response_model=messages.Recommendations)
@@ -110,6 +111,18 @@ def similar(item_id: str, service: Loaded, request_id: RequestId, k: Annotated[m
     return _json(answer)
 
 
+@router.post("/v1/items", status_code=201, response_model=messages.ItemsStored)
+def store_items(items: messages.ItemMessages, service: Loaded, settings: Configured, request_id: RequestId) -> Response:
+    """Makes one item or a list of them recommendable by their texts, at once: all or none."""
+    _limit("items", len(items), settings.max_items)
+    _can_be_read(items, service)
+    replaced = service.add_items([NewItem(**item.model_dump()) for item in items])
+    answer = messages.ItemsStored(
+        request_id=request_id, model_version=service.bundle.version, stored=len(items), replaced=replaced
+    )
+    return _json(answer, status=201)
+
+
 @router.get("/v1/items/{item_id:path}")
 def item(item_id: str, service: Loaded) -> messages.ItemDetails:
     """All that the bundle knows of an item."""
@@ -145,6 +158,7 @@ async def version(service: Loaded) -> messages.Version:
         bundle=bundle.version,
         model=bundle.card.name,
         items=bundle.catalog.num_items,
+        new_items=service.recommender.num_rows - bundle.catalog.num_rows,
         max_len=bundle.card.max_len,
         seen=bundle.card.seen,
         reasoning_steps=service.recommender.most_steps,
@@ -185,6 +199,23 @@ def _within_reason(steps: int | None, most: int) -> None:
         raise HTTPException(
             422, f"reasoning_steps: {steps} were asked for, and the model of this bundle takes at most {most}"
         )
+
+
+def _can_be_read(items: messages.ItemMessages, service: Service) -> None:
+    if service.sentences is None:
+        raise HTTPException(
+            409,
+            f"model {service.bundle.card.name} knows items by their place in the catalogue alone; serve a bundle of "
+            "a model that reads texts, such as recformer, or train and export anew",
+        )
+    for item in items:
+        if item.item_id in service.bundle.catalog.rows:
+            raise HTTPException(
+                409, f"item {item.item_id!r} is part of bundle {service.bundle.version}; export a new one to change it"
+            )
+        if not service.sentences.has_text(NewItem(**item.model_dump()).attributes):
+            read = ", ".join(service.sentences.attributes)
+            raise HTTPException(422, f"item {item.item_id!r} has no text that the model reads; it reads {read}")
 
 
 def _row(service: Service, item_id: str) -> int:

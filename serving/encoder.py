@@ -10,8 +10,9 @@ import onnxruntime
 from recsys.errors import BundleError
 from recsys.index import FloatArray
 from recsys.sequences import IntArray
+from serving.sentences import Sentences
 
-INPUTS = {"items", "lengths"}
+INPUTS = {"items", "lengths", "tokens", "kinds"}
 MEMORY, NEW_MEMORY = ("keys", "values"), ("new_keys", "new_values")
 EVENTS = 3
 """The axis of memory [N, 1, H, L, Dh] that grows."""
@@ -40,11 +41,13 @@ class Encoding:
 class Encoder:
     """A bundle's graphs; may be called from many threads, and computes in the caller's thread alone.
 
+    `sentences` are what a model that reads texts is given beside the history.
     `most_steps` is how far its model reasons, 0 for one that does not; `step` is the graph that goes on from an encoded
     history, where the bundle has one.
     """
 
-    def __init__(self, path: Path, step: Path | None = None) -> None:
+    def __init__(self, path: Path, step: Path | None = None, sentences: Sentences | None = None) -> None:
+        self._sentences = sentences
         self._session = _session(path)
         self._step = None if step is None else _session(step)
         outputs = {entry.name: entry.shape for entry in self._session.get_outputs()}
@@ -57,7 +60,7 @@ class Encoder:
         self._vectors = "answers" if self.most_steps else "vectors"
         if unknown := sorted(set(self._inputs) - INPUTS):
             raise BundleError(
-                f"{path}: asks for {', '.join(unknown)}, and this version feeds items and lengths only; "
+                f"{path}: asks for {', '.join(unknown)}, and this version feeds {', '.join(sorted(INPUTS))} only; "
                 "serve the bundle with the recsys version that exported it."
             )
 
@@ -69,6 +72,7 @@ class Encoder:
     def encode(self, rows: IntArray) -> Encoding:
         """One history of at least one item row, oldest first."""
         given = {"items": rows[None], "lengths": np.array([len(rows)], dtype=np.int32)}
+        given |= {} if self._sentences is None else self._sentences.inputs()
         outputs = [self._vectors, *(MEMORY if self._step else ())]
         return _encoding(self._session.run(outputs, {name: given[name] for name in self._inputs}))
 

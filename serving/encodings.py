@@ -3,8 +3,8 @@
     asked      a b c d e
     kept       a b c          one longer by `e` and `d`: two steps of the model in place of a whole encoding
 
-A bundle never changes, so an entry never grows wrong: nothing has to be invalidated, and a user's new event simply asks
-for another history. A window that has slid is another history too, and is encoded anew.
+A bundle never changes, so an entry never grows wrong: a user's new event simply asks for another history, as does a
+window that has slid. Only where an item's text is written anew, all entries go.
 """
 
 import time
@@ -75,6 +75,12 @@ class Encodings:
         with self._lock:
             self._forget_unused()
             return CacheSize(len(self._entries), self._bytes)
+
+    def clear(self) -> None:
+        """Forgets all: an item that is part of histories means something else now."""
+        with self._lock:
+            self._entries.clear()
+            self._bytes = 0
 
     def _longest_known(self, content: bytes, size: int) -> tuple[int, Encoding | None]:
         """Of how many of the events (`size` bytes each) an encoding is kept, at most a few fewer than all; and that."""

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from recsys.index import FloatArray, RowArray
+from serving.new_items import NewItem
 
 TITLE, CATEGORIES = "title", "categories"
 
@@ -18,10 +19,21 @@ class ItemTable:
         self._items = items
         self.item_ids: list[str] = items["item_id"].to_list()
         self._popularity = popularity
+        self._later: list[NewItem] = []
         self.titles: list[str | None] = _column(items, TITLE, pl.String)
         self.categories: list[list[str]] = [
             [name for name in names or [] if name] for names in _column(items, CATEGORIES, pl.List(pl.String))
         ]
+
+    def write(self, row: int, item: NewItem) -> None:
+        """What is shown of an item that came later; `row` is the next one, or one that came later too."""
+        place = row - 1 - len(self._items)
+        if place == len(self._later):
+            self.item_ids.append(item.item_id)
+            self.titles.append(item.title)
+            self.categories.append(list(item.categories))
+            self._later.append(item)
+        self.titles[row - 1], self.categories[row - 1], self._later[place] = item.title, list(item.categories), item
 
     def item_id(self, row: int) -> str:
         """The raw id."""
@@ -33,17 +45,24 @@ class ItemTable:
 
     def fields(self, row: int) -> dict[str, Any]:
         """Everything else that the source said of the item."""
+        if row > len(self._items):
+            return dict(self._later[row - 1 - len(self._items)].fields)
         shown = {"item_id", TITLE, CATEGORIES}
         return {name: value for name, value in self._items.row(row - 1, named=True).items() if name not in shown}
 
     def find(self, text: str, limit: int) -> RowArray:
-        """Rows whose title (or id, where there is none) contains `text` in any case, most popular first."""
+        """Rows whose title (or id, where there is none) contains `text` in any case, most popular first, new last."""
         rows = self._searchable.str.contains(text.lower(), literal=True).arg_true().to_numpy().astype(np.int64) + 1
-        return rows[np.argsort(-self._popularity[rows], kind="stable")][:limit]
+        first = len(self._items) + 1
+        later = [
+            row for row, item in enumerate(self._later, first) if text.lower() in (item.title or item.item_id).lower()
+        ]
+        known = rows[np.argsort(-self._popularity[rows], kind="stable")]
+        return np.concatenate([known, np.array(later, dtype=np.int64)])[:limit]
 
     @cached_property
     def _searchable(self) -> pl.Series:
-        titles = pl.Series(self.titles, dtype=pl.String)
+        titles = pl.Series(self.titles[: len(self._items)], dtype=pl.String)
         return titles.zip_with(titles.is_not_null(), self._items["item_id"]).str.to_lowercase()
 
 

@@ -12,6 +12,7 @@ EARLIEST, LATEST = 10**14, 253_402_300_799_999_999
 
 ItemId = Annotated[str, Field(min_length=1, max_length=512)]
 UserId = Annotated[str, Field(min_length=1, max_length=512)]
+Text = Annotated[str, Field(max_length=10_000)]
 K = Annotated[int, Field(ge=1, le=MAX_K)]
 
 
@@ -69,6 +70,31 @@ EventMessages = Annotated[
     Field(min_length=1),
     BeforeValidator(_as_list, json_schema_input_type=EventMessage | list[EventMessage]),
 ]
+
+
+class ItemMessage(Request):
+    """An item to be recommended from now on, by what is said of it; `fields` are further attributes by name."""
+
+    item_id: ItemId
+    title: Text | None = None
+    categories: Annotated[list[Text], Field(max_length=100)] = []
+    fields: Annotated[dict[str, Text], Field(max_length=100)] = {}
+
+
+ItemMessages = Annotated[
+    list[ItemMessage],
+    Field(min_length=1),
+    BeforeValidator(_as_list, json_schema_input_type=ItemMessage | list[ItemMessage]),
+]
+
+
+class ItemsStored(BaseModel):
+    """The answer of POST `/v1/items`: these items can be recommended now."""
+
+    request_id: str
+    model_version: str
+    stored: int
+    replaced: int = Field(description="of them: items stored before, written anew")
 
 
 class Item(BaseModel):
@@ -146,6 +172,7 @@ class Version(BaseModel):
     bundle: str
     model: str
     items: int
+    new_items: int = Field(description="items that came since the bundle was exported")
     max_len: int
     seen: str
     reasoning_steps: int

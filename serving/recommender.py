@@ -14,6 +14,7 @@ from recsys.errors import BundleError
 from recsys.index import FloatArray, ItemIndex, RowArray, use_one_thread
 from serving.encoder import Encoder
 from serving.encodings import CacheSize, Encodings, Origin
+from serving.new_items import NewVectors
 from serving.state import UserState
 
 Source = Literal["model", "no_history"]
@@ -78,7 +79,8 @@ class Recommender:
         self._state = state
         self._encodings = Encodings(encoder, cache_bytes, cache_seconds)
         self.most_steps = encoder.most_steps
-        self._item_rows = bundle.catalog.rows
+        self._item_rows = dict(bundle.catalog.rows)
+        self._new = NewVectors(bundle.catalog.num_rows, np.zeros((0, bundle.index.width), dtype=np.float32))
         self._popular = _ranked(bundle.no_history)
         self._cosine = _cosine_index(bundle.index)
 
@@ -107,12 +109,29 @@ class Recommender:
             seconds=stages.seconds,
         )
 
+    def admit(self, item_id: str, row: int, vector: FloatArray) -> None:
+        """From now on item `row` can be found by `vector` [D]: the next new row, or one that is written anew."""
+        self._new = self._new.written(row, vector)
+        if item_id in self._item_rows:
+            self._encodings.clear()
+        self._item_rows[item_id] = row
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the bundle and of new items."""
+        return self._new.first + len(self._new.vectors)
+
+    def row(self, item_id: str) -> int | None:
+        """The item's row, None where nobody has said what it is."""
+        return self._item_rows.get(item_id)
+
     def similar(self, row: int, k: int) -> tuple[RowArray, FloatArray]:
         """The `k` items of largest cosine with item `row`, and the cosines; neither itself nor retired ones."""
         use_one_thread()
-        excluded = np.append(self._bundle.catalog.retired_rows, row)
-        rows, scores = self._cosine.search(self._cosine.vectors(np.array([row])), k, excluded)
-        return rows[0], scores[0]
+        excluded, new = np.append(self._bundle.catalog.retired_rows, row), self._new.of_length_one()
+        known = row < new.first
+        vector = self._cosine.vectors(np.array([row])) if known else new.vectors[row - new.first][None]
+        return _search(self._cosine, new, vector, k, excluded)
 
     def popular(self, k: int, excluded: RowArray | None = None) -> RowArray:
         """The `k` best items for a user without history, not in `excluded` and not retired."""
@@ -146,8 +165,17 @@ class Recommender:
             encoding, origin = self._encodings.of(window)
         with stages.measured("search"):
             use_one_thread()
-            found, scores = self._bundle.index.search(encoding.vector(query.reasoning_steps), query.k, excluded)
-        return found[0], scores[0], origin
+            vector = encoding.vector(query.reasoning_steps)
+            found, scores = _search(self._bundle.index, self._new, vector, query.k, excluded)
+        return found, scores, origin
+
+
+def _search(
+    index: ItemIndex, new: NewVectors, vector: FloatArray, k: int, excluded: RowArray
+) -> tuple[RowArray, FloatArray]:
+    """Rows and scores of the `k` best, the bundle's and new ones."""
+    found, scores = index.search(vector, k, excluded[excluded < new.first])
+    return new.merged(vector, found[0], scores[0], k, excluded)
 
 
 def _ranked(scores: FloatArray) -> RowArray:

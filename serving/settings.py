@@ -19,6 +19,7 @@ class Settings(BaseSettings):
     history_limit: int = Field(default=1_000, ge=1, description="newest events kept of each user")
     max_history: int = Field(default=10_000, ge=1, description="item ids a request may send, history and exclude each")
     max_events: int = Field(default=1_000, ge=1, description="events one request may store")
+    max_items: int = Field(default=100, ge=1, description="items one request may add")
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1, description="size of a request's body")
     encoding_cache_bytes: int = Field(default=256 * 1024 * 1024, ge=0, description="memory for encodings; 0: keep none")
     encoding_cache_seconds: float = Field(default=3600, gt=0, description="an encoding not used for so long is dropped")

@@ -75,7 +75,7 @@ class SqliteState:
     def __init__(self, path: Path, history_limit: int) -> None:
         self._limit = history_limit
         try:
-            self._writer, self._reader = _connect(path), _connect(path)
+            self._writer, self._reader = connect(path), connect(path)
             with self._writer:
                 self._writer.executescript(SCHEMA)
         except sqlite3.Error as error:
@@ -88,7 +88,7 @@ class SqliteState:
         """Stores all events or none; how many were new."""
         rows = [(event.user_id, event.item_id, event.timestamp, event.event_id) for event in events]
         users = dict.fromkeys(event.user_id for event in events)
-        with self._writing, _answering(), self._writer:
+        with self._writing, answering(), self._writer:
             self._writer.execute("BEGIN IMMEDIATE")
             stored = self._writer.executemany(INSERT, rows).rowcount
             self._writer.executemany(FORGET, [(user_id, self._limit) for user_id in users])
@@ -96,7 +96,7 @@ class SqliteState:
 
     def history(self, user_id: str) -> list[str]:
         """Item ids of the user's newest events, oldest first."""
-        with self._reading, _answering():
+        with self._reading, answering():
             newest_first = self._reader.execute(HISTORY, (user_id, self._limit)).fetchall()
         return [item_id for (item_id,) in reversed(newest_first)]
 
@@ -106,7 +106,8 @@ class SqliteState:
         self._writer.close()
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
+    """In WAL mode, to be shared by threads under a lock."""
     connection = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
@@ -114,7 +115,8 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
+def answering() -> Iterator[None]:
+    """What SQLite fails with inside becomes a `StateError`."""
     try:
         yield
     except sqlite3.Error as error:

@@ -19,7 +19,7 @@ from recsys.batches import Histories
 from recsys.errors import ConfigError
 from recsys.item_sentences import KEY, VALUE, ItemSentences
 
-FIRST, PADDING, MASK = 1, 0, 2
+SPECIAL = FIRST, PADDING, MASK = 1, 3, 2
 VOCABULARY = 60
 WIDTH = 8
 
@@ -30,19 +30,14 @@ def sentences(num_items: int, twins: bool = False) -> ItemSentences:
     sizes = rng.integers(3, WIDTH + 1, num_items + 1)
     sizes[0] = 0
     inside = np.arange(WIDTH) < sizes[:, None]
-    ids = np.where(inside, rng.integers(10, VOCABULARY, inside.shape), PADDING)
-    ids[:, 1] = np.where(inside[:, 1], 10 + np.arange(num_items + 1) % 50, PADDING)
+    ids = np.where(inside, rng.integers(10, VOCABULARY, inside.shape), 0)
+    ids[:, 1] = np.where(inside[:, 1], 10 + np.arange(num_items + 1) % 50, 0)
     kinds = np.where(inside, VALUE, 0)
     kinds[1:, 0] = KEY
     starts = inside & ((rng.random(inside.shape) < 0.7) | (np.arange(WIDTH) < 2))
     if twins:
         ids[5], kinds[5], starts[5] = ids[3], kinds[3], starts[3]
-    return ItemSentences(
-        ids=torch.from_numpy(ids),
-        kinds=torch.from_numpy(kinds),
-        starts=torch.from_numpy(starts),
-        special=torch.tensor([FIRST, PADDING, MASK]),
-    )
+    return ItemSentences(ids.astype(np.int32), kinds.astype(np.int8), starts)
 
 
 def make(twins: bool = False, **settings: Any) -> Recformer:
@@ -50,7 +45,7 @@ def make(twins: bool = False, **settings: Any) -> Recformer:
     defaults = {"max_tokens": 90, "vocab_size": VOCABULARY, "max_attributes": 1, "attribute_tokens": WIDTH}
     config = RecformerConfig(**SMALL | {"num_heads": 2, "temperature": 0.1} | defaults | settings)
     model = Recformer(config)
-    model.learn_sentences(sentences(config.num_items, twins))
+    model.learn_sentences(sentences(config.num_items, twins), SPECIAL)
     model.refresh_items()
     return model
 
@@ -111,11 +106,11 @@ def test_a_text_is_the_newest_item_first() -> None:
             starts += known.starts[item, :size].tolist()
             places += [place] * size
         size, width = len(ids), text.ids.shape[1]
-        rest = [PADDING] * (width - size)
-        assert text.ids[row].tolist() == ids + rest
+        rest = [0] * (width - size)
+        assert text.ids[row].tolist() == ids + [PADDING] * len(rest)
         assert text.kinds[row].tolist() == kinds + rest
         assert text.places[row].tolist() == places + rest
-        assert text.starts[row].tolist() == starts + [False] * len(rest)
+        assert model.word_begins(text)[row].tolist() == starts + [False] * len(rest)
         assert text.real[row].tolist() == [True] * size + [False] * len(rest)
 
 
@@ -124,10 +119,10 @@ def test_sixty_items_of_96_tokens_are_cut_to_the_budget_from_the_oldest_end() ->
     settings = {"num_items": 60, "max_len": 50, "max_tokens": 1024, "attribute_tokens": 96}
     config = RecformerConfig(**SMALL | {"vocab_size": 200, "max_attributes": 1} | settings)
     model = Recformer(config)
-    ids = (100 + torch.arange(61))[:, None].expand(-1, 96).clone()
-    kinds = torch.full((61, 96), VALUE)
+    ids = np.repeat(100 + np.arange(61, dtype=np.int32)[:, None], 96, axis=1)
+    kinds = np.full((61, 96), VALUE, dtype=np.int8)
     ids[0] = kinds[0] = 0
-    model.learn_sentences(ItemSentences(ids, kinds, kinds.bool(), torch.tensor([FIRST, PADDING, MASK])))
+    model.learn_sentences(ItemSentences(ids, kinds, kinds > 0), SPECIAL)
     newest = torch.arange(11, 61)[None]
     text = model.text(newest, torch.tensor([50]))
     assert text.ids.shape == (1, 1024)
@@ -267,13 +262,14 @@ def test_masks_take_whole_words_up_to_the_share(seed: int, share: float) -> None
     histories = random_histories(6, NUM_ITEMS, model.max_len, seed)
     batch = histories_of(histories)
     text = model.text(batch.items, batch.lengths)
-    chosen = masked_words(text, share)
+    starts = model.word_begins(text)
+    chosen = masked_words(text, starts, share)
     tokens = text.real & (text.places != 0)
     assert not chosen[~tokens].any(), "neither [CLS] nor padding"
     for row in range(6):
         words: list[list[bool]] = []
         for place in tokens[row].nonzero().flatten().tolist():
-            words += [[]] if text.starts[row, place] else []
+            words += [[]] if starts[row, place] else []
             words[-1].append(bool(chosen[row, place]))
         assert all(len(set(word)) == 1 for word in words), "whole words"
         budget = max(1, round(share * int(tokens[row].sum())))
@@ -301,7 +297,7 @@ def test_of_masked_tokens_eight_in_ten_are_the_mask_and_one_is_random(monkeypatc
         torch.manual_seed(seed)
         model._word_loss(text)
         torch.manual_seed(seed)
-        chosen = masked_words(text, model.config.mask_share)
+        chosen = masked_words(text, model.word_begins(text), model.config.mask_share)
         ids, before = shown[-1].ids, text.ids
         assert torch.equal(ids[~chosen], before[~chosen])
         masked, same = ids[chosen] == MASK, ids[chosen] == before[chosen]
@@ -343,4 +339,4 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
 def test_sentences_of_another_vocabulary_are_refused() -> None:
     model = Recformer(RecformerConfig(**SMALL | {"vocab_size": 20, "max_attributes": 1, "attribute_tokens": WIDTH}))
     with pytest.raises(ConfigError, match=r"model\.vocab_size=20 is less than the tokeniser's ids; they go up to 5\d"):
-        model.learn_sentences(sentences(NUM_ITEMS))
+        model.learn_sentences(sentences(NUM_ITEMS), SPECIAL)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
@@ -47,9 +48,8 @@ def ours(theirs: Any, **settings: Any) -> Recformer:
     kinds = torch.full_like(ids, VALUE)
     kinds[torch.arange(WIDTH) >= torch.randint(1, WIDTH + 1, (NUM_ITEMS + 1, 1), generator=generator)] = 0
     kinds[0] = 0
-    padding = theirs.config.pad_token_id
-    special = torch.tensor([3, padding, 4])
-    model.learn_sentences(ItemSentences(ids.where(kinds != 0, padding), kinds, kinds != 0, special))
+    arrays = ids.numpy().astype(np.int32), kinds.numpy().astype(np.int8)
+    model.learn_sentences(ItemSentences(*arrays, arrays[1] > 0), (3, theirs.config.pad_token_id, 4))
     return model
 
 

@@ -161,6 +161,7 @@ def test_its_bundle_answers_as_the_evaluator(fit: Any, goal: Prepared, tmp_path:
     histories = Histories.from_windows(goal.store.windows(users, goal.store.lengths, bundle.card.max_len))
     session = onnxruntime.InferenceSession(str(bundle.encoder), providers=["CPUExecutionProvider"])
     given = {"items": histories.items.numpy(), "lengths": histories.lengths.numpy()}
+    given |= {"tokens": bundle.sentences.ids, "kinds": bundle.sentences.kinds}
     (vectors,) = session.run(["vectors"], given)
     _, scores = bundle.index.search(vectors, 20)
     expected = run_scorer(run, goal).scores(histories).numpy()

@@ -89,7 +89,7 @@ def test_the_encoder_equals_torch_at_every_length(exported: Path, model: SASRec)
     for length in range(1, MAX_LEN + 1):
         rows = batch.lengths <= length
         items, lengths = batch.items[rows, :length], batch.lengths[rows]
-        (vectors,) = session.run(None, {"items": items.numpy(), "lengths": lengths.numpy()})
+        (vectors,) = session.run(["vectors"], {"items": items.numpy(), "lengths": lengths.numpy()})
         with torch.no_grad():
             expected = model.encode(Histories(items, torch.zeros_like(items), lengths))
         np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-5)
@@ -110,7 +110,7 @@ def test_search_by_the_encoders_vectors_is_the_models_own_ranking(exported: Path
 def test_an_encoder_that_differs_from_torch_is_refused(exported: Path) -> None:
     torch.manual_seed(2)
     other = SASRec(SASRecConfig(num_items=NUM_ITEMS, max_len=MAX_LEN, embedding_dim=8, num_blocks=1, num_heads=2))
-    with pytest.raises(BundleError, match=r"encoder\.onnx: the ONNX encoder differs from torch by .* on 11 histories"):
+    with pytest.raises(BundleError, match=r"encoder\.onnx: the ONNX graph differs from torch by .* on 11 histories"):
         check_encoder(other.eval(), exported, histories(NUM_ITEMS, MAX_LEN))
 
 

@@ -1,0 +1,100 @@
+"""Items that came after the bundle was made: kept in SQLite, and searched beside the bundle's index."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from recsys.index import FloatArray, RowArray
+from serving.state import answering, connect
+
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS items (number INTEGER PRIMARY KEY, item_id TEXT UNIQUE NOT NULL, content TEXT NOT NULL)"
+)
+UPSERT = """
+INSERT INTO items (item_id, content) VALUES (?, ?) ON CONFLICT (item_id) DO UPDATE SET content = excluded.content
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewItem:
+    """What a client says of an item; `fields` are further attributes by name."""
+
+    item_id: str
+    title: str | None = None
+    categories: Sequence[str] = ()
+    fields: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def attributes(self) -> dict[str, str | Sequence[str] | None]:
+        """All in one, as an item table would have them."""
+        return {**self.fields, "title": self.title, "categories": self.categories}
+
+
+class ItemStore:
+    """One SQLite file; an answered `put` survives the death of the process; other processes see it when they start."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = connect(path)
+        self._lock = Lock()
+        with self._connection:
+            self._connection.execute(SCHEMA)
+
+    def put(self, items: Sequence[NewItem]) -> None:
+        """Stores all or none; one that is there is written anew."""
+        rows = [
+            (
+                item.item_id,
+                json.dumps({"title": item.title, "categories": list(item.categories), "fields": item.fields}),
+            )
+            for item in items
+        ]
+        with self._lock, answering(), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany(UPSERT, rows)
+
+    def all(self) -> list[NewItem]:
+        """In order of their first arrival."""
+        with self._lock, answering():
+            rows = self._connection.execute("SELECT item_id, content FROM items ORDER BY number").fetchall()
+        return [NewItem(item_id=item_id, **json.loads(content)) for item_id, content in rows]
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._connection.close()
+
+
+@dataclass(frozen=True)
+class NewVectors:
+    """Vectors [N, D] of rows `first`, `first` + 1, ...: few enough to be compared with one by one."""
+
+    first: int
+    vectors: FloatArray
+
+    def written(self, row: int, vector: FloatArray) -> "NewVectors":
+        """With the vector of one row, which may be the first behind the last."""
+        place = row - self.first
+        longer = self.vectors if place < len(self.vectors) else np.concatenate([self.vectors, vector[None]])
+        copy = longer.copy()
+        copy[place] = vector
+        return NewVectors(self.first, copy)
+
+    def of_length_one(self) -> "NewVectors":
+        """For cosines."""
+        lengths = np.linalg.norm(self.vectors, axis=1, keepdims=True)
+        return NewVectors(self.first, self.vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
+
+    def merged(
+        self, query: FloatArray, found: RowArray, scores: FloatArray, k: int, excluded: RowArray
+    ) -> tuple[RowArray, FloatArray]:
+        """The `k` best of `found` and of these but for `excluded`; `query` [1, D], the others of one dimension."""
+        if not len(self.vectors):
+            return found, scores
+        rows = np.arange(self.first, self.first + len(self.vectors))
+        allowed = ~np.isin(rows, excluded)
+        both = np.concatenate([scores, (self.vectors[allowed] @ query[0]).astype(np.float32)])
+        best = np.argsort(-both, kind="stable")[:k]
+        return np.concatenate([found, rows[allowed]])[best], both[best]

@@ -1,0 +1,213 @@
+"""Items that come while the service runs: found at once by their text, and still there after a restart."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from models.recformer import Recformer, RecformerConfig
+from recsys.batches import Histories
+from recsys.bundle import ModelCard, SentenceCard
+from recsys.catalog import Catalog
+from recsys.export import write_bundle_files
+from recsys.item_sentences import attribute_names, item_attributes, item_sentences
+from recsys.steps import writing_step
+
+COLOURS = ("red", "blue", "green", "old", "new")
+THINGS = ("shoe", "hat", "book", "saw", "lamp", "cup", "door")
+WORDS = ("[PAD]", "[CLS]", "[MASK]", "[UNK]", "title", "brand", "acme", *COLOURS, *THINGS)
+SPECIAL = (1, 0, 2)
+NUM_ITEMS = 23
+CARD = SentenceCard(attributes=["title", "brand"], max_attributes=2, attribute_tokens=4, temperature=0.1)
+
+
+class Shop:
+    """A bundle of a model that reads titles and brands, and torch's own vectors."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.manual_seed(3)
+        tokenizer = Tokenizer(WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = Whitespace()
+        self.tokenizer, self.folder = tokenizer, folder
+        catalog = Catalog.from_ids(f"item-{row:02}" for row in range(NUM_ITEMS))
+        titles = [f"{COLOURS[row % 5]} {THINGS[row % 7]}" for row in range(NUM_ITEMS)]
+        items = pl.DataFrame({"item_id": catalog.item_ids, "title": titles, "brand": [None] * NUM_ITEMS}).cast(
+            pl.String
+        )
+        self.model = self.network(NUM_ITEMS)
+        self.learn(self.model, items)
+        card = ModelCard(
+            name="recformer", config={}, max_len=6, seen="exclude", no_history="popularity", sentences=CARD
+        )
+        no_history = np.arange(NUM_ITEMS + 1, dtype=np.float32)
+        with writing_step("export", folder, config={}) as step:
+            write_bundle_files(step.folder, self.model, card, catalog, items, no_history, {})
+            tokenizer.save(str(step.folder / "tokenizer.json"))
+        self.items = items
+
+    def network(self, num_items: int) -> Recformer:
+        """Large weights, for vectors that differ."""
+        sizes = {"embedding_dim": 16, "num_blocks": 2, "num_heads": 2, "ffn_dim": 16, "vocab_size": len(WORDS)}
+        texts = {"max_tokens": 40, "max_attributes": 2, "attribute_tokens": 4, "max_len": 6}
+        model = Recformer(RecformerConfig(num_items=num_items, temperature=0.1, pooling="mean", **sizes, **texts))
+        with torch.no_grad():
+            for weights in model.parameters():
+                weights += 0.3 * torch.randn_like(weights)
+        return model.eval()
+
+    def learn(self, model: Recformer, items: pl.DataFrame) -> None:
+        attributes = item_attributes(items, attribute_names(items, CARD.attributes), CARD.max_attributes)
+        model.learn_sentences(item_sentences(attributes, self.tokenizer, CARD.attribute_tokens), SPECIAL)
+        model.refresh_items()
+
+    def grown(self, *items: dict[str, Any]) -> Recformer:
+        """The same network over the catalogue with further items, as training would have it."""
+        rows = [{"item_id": item["item_id"], "title": item.get("title"), "brand": item.get("brand")} for item in items]
+        table = pl.concat([self.items, pl.DataFrame(rows, schema=self.items.schema)])
+        model = self.network(len(table))
+        model.load_state_dict(dict(self.model.named_parameters()), strict=False)
+        self.learn(model, table)
+        return model
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return Shop(tmp_path_factory.mktemp("shop") / "bundle")
+
+
+@pytest.fixture
+def client(client_of: Any, shop: Shop) -> TestClient:
+    return client_of(shop)
+
+
+def scores(model: Recformer, history: list[int]) -> np.ndarray:
+    """Torch's, of every row; seen ones and padding are -inf."""
+    items = torch.tensor([history[-6:]])
+    batch = Histories(items, torch.zeros_like(items), torch.tensor([items.shape[1]], dtype=torch.int32))
+    with torch.no_grad():
+        found = (model.encode(batch) @ model.item_vectors().T)[0].numpy().copy()
+    found[[0, *history]] = -np.inf
+    return found
+
+
+def post(client: TestClient, items: Any, status: int = 201) -> dict[str, Any]:
+    answer = client.post("/v1/items", json=items)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def ranking(client: TestClient, history: list[str], k: int = 30) -> dict[str, float]:
+    answer = client.post("/v1/recommend", json={"history": history, "k": k})
+    assert answer.status_code == 200, answer.text
+    return {item["item_id"]: item["score"] for item in answer.json()["items"]}
+
+
+LAMP = {"item_id": "lamp", "title": "old lamp", "fields": {"brand": "acme"}}
+DOOR = {"item_id": "door", "title": "Green door", "categories": ["not read"]}
+
+
+def test_a_new_item_ranks_as_if_it_had_been_there_all_along(client: TestClient, shop: Shop) -> None:
+    assert post(client, [LAMP, DOOR])["stored"] == 2
+    grown = shop.grown(
+        {"item_id": "lamp", "title": "old lamp", "brand": "acme"}, {"item_id": "door", "title": "Green door"}
+    )
+    ids = [f"item-{row:02}" for row in range(NUM_ITEMS)] + ["lamp", "door"]
+    for history in ([3], [7, 24], [24, 25, 1, 2, 3, 4, 5]):
+        expected = scores(grown, history)
+        found = ranking(client, [ids[row - 1] for row in history])
+        assert len(found) == len(ids) - len(history)
+        by_hand = {ids[row - 1]: expected[row] for row in range(1, len(expected)) if np.isfinite(expected[row])}
+        assert found == pytest.approx(by_hand, abs=1e-4)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_it_is_shown_excluded_and_similar_to_others(client: TestClient) -> None:
+    post(client, LAMP)
+    details = client.get("/v1/items/lamp").json()
+    assert details == {
+        "item_id": "lamp",
+        "title": "old lamp",
+        "categories": [],
+        "retired": False,
+        "fields": {"brand": "acme"},
+    }
+    assert "lamp" in ranking(client, ["item-03"])
+    without = client.post("/v1/recommend", json={"history": ["item-03"], "k": 30, "exclude": ["lamp"]}).json()
+    assert "lamp" not in [item["item_id"] for item in without["items"]]
+    assert without["unknown_items"] == []
+    near = client.get("/v1/similar/lamp?k=30").json()["items"]
+    assert len(near) == NUM_ITEMS
+    assert "lamp" not in [item["item_id"] for item in near]
+    back = {item["item_id"]: item["score"] for item in client.get("/v1/similar/item-03?k=30").json()["items"]}
+    assert back["lamp"] == pytest.approx({item["item_id"]: item["score"] for item in near}["item-03"], abs=1e-5)
+    assert client.get("/version").json()["new_items"] == 1
+    assert "old lamp" in client.get("/?q=LAMP&item=item-03").text
+
+
+def test_it_survives_a_restart_and_events_know_it(client_of: Any, shop: Shop) -> None:
+    first = client_of(shop)
+    post(first, [LAMP, DOOR])
+    stored = first.post("/v1/events", json={"user_id": "ann", "item_id": "door"}).json()
+    assert stored["unknown_items"] == []
+    before = ranking(first, ["lamp", "item-03"])
+    first.__exit__(None, None, None)
+    second = client_of(shop)
+    assert ranking(second, ["lamp", "item-03"]) == pytest.approx(before, abs=1e-6)
+    assert second.post("/v1/recommend", json={"user_id": "ann"}).json()["history_length"] == 1
+
+
+def test_one_that_is_sent_again_is_read_anew(client: TestClient, shop: Shop) -> None:
+    post(client, {"item_id": "lamp", "title": "red shoe"})
+    before = ranking(client, ["lamp"])
+    assert post(client, LAMP) | {"request_id": ""} == {
+        "request_id": "",
+        "model_version": client.get("/version").json()["bundle"],
+        "stored": 1,
+        "replaced": 1,
+    }
+    after = ranking(client, ["lamp"])
+    assert after != pytest.approx(before, abs=1e-3), "what was kept of histories with it is forgotten"
+    grown = shop.grown({"item_id": "lamp", "title": "old lamp", "brand": "acme"})
+    assert after["item-03"] == pytest.approx(float(scores(grown, [24])[4]), abs=1e-4)
+    assert client.get("/version").json()["new_items"] == 1
+
+
+def test_more_items_than_there_were_spare_rows(client_of: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.sentences.SPARE_ROWS", 2)
+    client = client_of(shop)
+    post(
+        client, [{"item_id": f"n{place}", "title": f"{COLOURS[place % 5]} {THINGS[place % 7]}"} for place in range(90)]
+    )
+    assert client.get("/version").json()["new_items"] == 90
+    twins = ranking(client, ["item-04"], k=200)
+    assert twins["n3"] == pytest.approx(twins["item-03"], abs=1e-5), "the same words"
+
+
+@pytest.mark.parametrize(
+    ("item", "status", "message"),
+    [
+        ({"item_id": "item-03", "title": "red hat"}, 409, "item 'item-03' is part of bundle"),
+        ({"item_id": "x"}, 422, "item 'x' has no text that the model reads; it reads title, brand"),
+        ({"item_id": "x", "title": " ", "categories": ["a"]}, 422, "item 'x' has no text that the model reads"),
+        ({"item_id": "", "title": "a"}, 422, "at least 1 character"),
+        ({"item_id": "x", "titel": "a"}, 422, "titel: Extra inputs are not permitted"),
+        ([{"item_id": f"n{place}", "title": "a"} for place in range(101)], 413, "items: 101 entries, and at most 100"),
+    ],
+)
+def test_what_cannot_be_added_is_refused_whole(client: TestClient, item: Any, status: int, message: str) -> None:
+    items = [LAMP, item] if isinstance(item, dict) else item
+    assert message in post(client, items, status)["detail"]
+    assert client.get("/version").json()["new_items"] == 0
+
+
+def test_a_model_of_ids_takes_none(client_of: Any, sasrec) -> None:
+    assert (
+        "model sasrec knows items by their place in the catalogue alone" in post(client_of(sasrec), LAMP, 409)["detail"]
+    )
