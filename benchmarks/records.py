@@ -9,7 +9,7 @@ So a table can be filled on several machines and days, and the page remade witho
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,15 @@ RECORDS = HERE / "records"
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One dataset under one protocol, and the models trained on it; an entry of experiments.yaml."""
+    """One dataset under one protocol, and the models trained on it; an entry of experiments.yaml.
+
+    `combined`: in place of a source, several (source and ingest each), put together by `recsys combine`.
+    """
 
     name: str
     title: str
-    source: str
+    source: str = ""
+    combined: dict[str, dict[str, Any]] = field(default_factory=dict)
     ingest: dict[str, Any]
     prepare: dict[str, Any]
     models: dict[str, dict[str, Any]]
@@ -45,24 +49,38 @@ class Experiment:
 
     def ingest_options(self) -> dict[str, Any]:
         """Options of `recsys ingest`; the item table lies below RECSYS_DATA too."""
-        items = self.ingest.get("items")
-        return self.ingest | ({"items": data_file(items)} if items else {})
+        return with_item_table(self.ingest)
 
     @property
     def data_hash(self) -> str:
         """Of how the data is read and split."""
-        return _hash([self.ingest, self.prepare])
+        return _hash([self.ingest, self.prepare, *([self.combined] if self.combined else [])])
 
     def settings_hash(self, model: str) -> str:
         """Of all that decides a model's figures besides data, code and seed; a record with another one is stale."""
         options = self.models[model]
         base = self.models[options.get("refit", model)]
         sections = preset(base["model"], base.get("preset"))
-        return _hash([self.ingest, self.prepare, options, base, sections])
+        content = [self.ingest, self.prepare, options, base, sections]
+        content += [self.combined] if self.combined else []
+        if "init" in options:
+            experiment, start = self.start_of(model)
+            content.append(experiment.settings_hash(start))
+        return _hash(content)
+
+    def start_of(self, model: str) -> tuple["Experiment", str]:
+        """Of a model that begins with another's weights (`init: MODEL` or `EXPERIMENT:MODEL`), where that is."""
+        name, _, start = self.models[model]["init"].rpartition(":")
+        return next(entry for entry in read_experiments() if entry.name == (name or self.name)), start
 
 
 def _hash(content: list[Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def with_item_table(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `recsys ingest` whose item table is looked for below RECSYS_DATA."""
+    return options | ({"items": data_file(options["items"])} if options.get("items") else {})
 
 
 def data_file(path: str) -> Path:
@@ -110,7 +128,7 @@ def write_record(experiment: Experiment, model: str, seed: int, run: Run) -> Non
             "epochs": counts["epochs"],
             "parameters": counts["parameters"],
             "seconds_to_best": round(sum(epoch["seconds"] for epoch in epochs[: counts["best_epoch"]]), 1),
-            "seconds_per_epoch": round(sum(epoch["seconds"] for epoch in epochs) / len(epochs), 2),
+            "seconds_per_epoch": round(sum(epoch["seconds"] for epoch in epochs) / max(1, len(epochs)), 2),
             "validation_curve": [round(epoch["ndcg@10"], 5) for epoch in epochs if "ndcg@10" in epoch],
             **{key: manifest[key] for key in ("created", "machine", "commit", "libraries")},
         },

@@ -15,8 +15,18 @@ from types import FrameType
 import torch
 
 from benchmarks.contrast import write_contrast
-from benchmarks.records import Experiment, read_experiments, read_floors, read_record, write_floors, write_record
+from benchmarks.records import (
+    Experiment,
+    data_file,
+    read_experiments,
+    read_floors,
+    read_record,
+    with_item_table,
+    write_floors,
+    write_record,
+)
 from benchmarks.results_page import PAGE, page
+from pipelines.combine import CombineConfig, combine
 from pipelines.evaluate import CASES, EvaluateConfig, evaluate
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.prepare import PrepareConfig, prepare
@@ -92,6 +102,7 @@ def run_one(experiment: Experiment, model: str, seed: int, work: Path, reporter:
             model=options["model"],
             out=run,
             refit=refit,
+            init=start_folder(experiment, work, model, seed) if "init" in options else None,
             preset=options.get("preset"),
             settings=tuple(options.get("set", ())),
             seed=seed,
@@ -106,6 +117,12 @@ def run_one(experiment: Experiment, model: str, seed: int, work: Path, reporter:
             write_contrast(experiment, variant, both)
     if read_floors(experiment) is None:
         write_floors(experiment, open_prepared(folder / "prepared").manifest["counts"], dict(evaluation.floors))
+
+
+def start_folder(experiment: Experiment, work: Path, model: str, seed: int) -> Path:
+    """The run whose weights a model begins with: of the same seed in its own experiment, of seed 0 in another."""
+    other, start = experiment.start_of(model)
+    return run_folder(other, work / other.name, start, seed if other.name == experiment.name else 0)
 
 
 def contrasts_with(experiment: Experiment, model: str) -> list[str]:
@@ -130,6 +147,12 @@ def pairs(experiment: Experiment, variant: str, folder: Path) -> dict[int, tuple
 
 def prepare_data(experiment: Experiment, folder: Path) -> None:
     """Ingests and prepares once."""
+    if experiment.combined and not (folder / "dataset").exists():
+        parts = {name: folder / "parts" / name for name in experiment.combined}
+        for name, part in experiment.combined.items():
+            options = with_item_table(part.get("ingest", {}))
+            ingest(IngestConfig(sources=(data_file(part["source"]),), out=parts[name], overwrite=True, **options))
+        combine(CombineConfig(datasets=tuple(parts.values()), out=folder / "dataset"))
     if not (folder / "dataset").exists():
         ingest(IngestConfig(sources=(experiment.log(folder),), out=folder / "dataset", **experiment.ingest_options()))
     if not (folder / "prepared").exists():

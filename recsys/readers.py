@@ -50,6 +50,7 @@ MOVIELENS_COLUMNS = {
 END_OF_ROW = "\x1e"
 UNIT_SEPARATOR = "\x1f"
 BAD_JSON = "not a JSON object"
+WINDOWS = "item_id_list"
 LINES_SEARCHED_FOR_KEYS = 10_000
 
 
@@ -122,7 +123,10 @@ def read_movielens(path: Path, options: ReadOptions) -> RawTable:
 
 
 def read_recbole(path: Path, options: ReadOptions) -> RawTable:
-    """RecBole atomic file: tab separated under `name:type`; `*_seq` columns come out as lists."""
+    """RecBole atomic file: tab separated under `name:type`; `*_seq` columns come out as lists.
+
+    A file of histories with their next item (`item_id_list`) is a log where it has one row a user, and no other way.
+    """
     header, _, body = read_text(path, options.encoding).lstrip(b"\n").partition(b"\n")
     fields = [field.rpartition(":") for field in header.decode().split("\t")]
     if not all(name and kind in {"token", "token_seq", "float", "float_seq"} for name, _, kind in fields):
@@ -131,15 +135,22 @@ def read_recbole(path: Path, options: ReadOptions) -> RawTable:
             "expected tab separated name:type fields; for plain tables use --format csv."
         )
     names = _header_names(path, [name for name, _, _ in fields])
-    if "item_id_list" in names:
-        raise DataError(
-            f"{path}: holds windows cut beforehand (item_id_list), not a log; ingest the log they were cut from, "
-            "or write each user's items on one line and use --format sequences."
-        )
     table = _delimited_table(path, body, names, "\t", quoted=False, layout="recbole")
     lists = [name for name, _, kind in fields if kind.endswith("_seq")]
     split = pl.col(lists).str.split(" ").list.filter(pl.element() != "")
-    return RawTable(path=path, layout="recbole", frame=table.frame.with_columns(split))
+    frame = table.frame.with_columns(split)
+    return RawTable(path=path, layout="recbole", frame=_whole_histories(path, frame) if WINDOWS in names else frame)
+
+
+def _whole_histories(path: Path, rows: pl.DataFrame) -> pl.DataFrame:
+    """One row an event, of rows that are a user's history and the item after it."""
+    if not {"user_id", "item_id", WINDOWS} <= set(rows.columns) or rows["user_id"].is_duplicated().any():
+        raise DataError(
+            f"{path}: holds windows cut beforehand ({WINDOWS}), several of a user; ingest the log they were cut from, "
+            "or write each user's items on one line and use --format sequences."
+        )
+    whole = rows.with_columns(pl.concat_list(WINDOWS, "item_id").alias("item_id")).drop(WINDOWS)
+    return whole.explode("item_id", empty_as_null=True, keep_nulls=True)
 
 
 def read_jsonl(path: Path, options: ReadOptions) -> RawTable:

@@ -203,10 +203,10 @@ TRUNCATED = gzip.compress(b"user,item\n" * 1000)[:-20]
         ),
         (
             "a.inter",
-            b"user_id:token\titem_id_list:token_seq\titem_id:token\n",
+            b"user_id:token\titem_id_list:token_seq\titem_id:token\n1\t5 6\t7\n1\t5\t6\n",
             {},
             DataError,
-            "holds windows cut beforehand",
+            r"holds windows cut beforehand \(item_id_list\), several of a user",
         ),
         ("a.jsonl", b"{oops\n", {}, DataError, "no line is a JSON object"),
         ("a.parquet", b"PAR1 not really", {}, DataError, "a.parquet: damaged, or not a Parquet file"),
@@ -271,3 +271,14 @@ def test_an_object_of_objects_is_an_item_table(tmp_path: Path) -> None:
 def test_other_json_is_refused(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path / "log.json", content, "json")
+
+
+def test_one_window_a_user_is_the_whole_history(tmp_path: Path) -> None:
+    content = "user_id:token\titem_id_list:token_seq\titem_id:token\n1\t5 6\t7\n2\t\t9\n"
+    table = read(tmp_path / "log.inter", content)
+    assert table.frame.select("user_id", "item_id", ROW).rows() == [
+        ("1", "5", 1),
+        ("1", "6", 1),
+        ("1", "7", 1),
+        ("2", "9", 2),
+    ]
