@@ -13,7 +13,11 @@ table of item ids: an item that nobody has clicked has a vector as soon as it ha
                        anew from the weights after each epoch (stage 1), or stays what it was (stage 2, `frozen`).
 
 Reference: AaronHeee/RecFormer, which JiachengLi1995/Recformer (no code) points to. Deviates on purpose:
-  - items of the batch with the same text are no negatives of each other;
+  - items of the batch with the same text are no negatives of each other; those of other processes are no negatives at
+    all, nor those of other micro-batches (the release gathers over processes, not over micro-batches);
+  - one target a training window of `max_len` + 1 events, and a window has its history from its own first event on: a
+    user of more events has several windows (the release draws one target a user); the rate is not decayed by default;
+  - items without any text stay, all with the vector of a bare [CLS] (the release drops them and their events);
   - a history to learn from has at least one item; the matrix that is validated is that of the weights beside it;
   - attributes without a text are left out, key and all; padding has no kind of its own, for nothing looks at it;
   - the mean of all tokens (`pooling: mean`) for encoders that were trained so, as MiniLM was;
@@ -21,9 +25,9 @@ Reference: AaronHeee/RecFormer, which JiachengLi1995/Recformer (no code) points 
 Dimensions: B rows, L events, V item rows (row 0 is padding), W tokens of a sentence, T tokens of a text, D width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -355,35 +359,49 @@ class Recformer(nn.Module):
         if self.config.objective == "match":
             vectors = self._vectors(batch.history, batch.lengths)[wanted] / self.config.temperature
             return self.catalog_loss(vectors, self.item_vectors, target[wanted], batch.negatives)
-        goals, alone = target[wanted][:, None], torch.ones_like(batch.lengths[wanted])
+        goals, alone = target[:, None], wanted.to(batch.lengths.dtype)
         histories = self._vectors(batch.history, batch.lengths)[wanted]
-        loss = self._contrast(histories, self._vectors(goals, alone), target[wanted])
-        if not self.config.word_weight or not wanted.any():
+        loss = self._contrast(histories, self._vectors(goals, alone)[wanted], target[wanted])
+        if not self.config.word_weight:
             return loss
-        read = self.text(batch.history[wanted], batch.lengths[wanted])
-        words = self._word_loss(read) + self._word_loss(self.text(goals, alone))
+        words = self._words(batch.history, batch.lengths * wanted) + self._words(goals, alone)
         return loss + self.config.word_weight * words
 
     def _vectors(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
         """Directions; with `rows_at_once`, activations of so many rows are held, and made again for gradients."""
+        return torch.cat(self._in_parts(self._read, items, lengths))
+
+    def _words(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Masked words of the texts filled in, mean over their tokens; rows of no items have none."""
+        parts = self._in_parts(self._word_loss, items, lengths)
+        losses, tokens = torch.stack([loss for loss, _ in parts]), torch.stack([count for _, count in parts])
+        return (losses * tokens).sum() / tokens.sum().clamp(min=1)
+
+    def _in_parts(self, read: Callable[..., Any], items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> list[Any]:
+        """`read` of some rows after the other, so that only their activations are held at a time."""
         size = self.config.rows_at_once
         if not (size and self.training and len(items) > size):
-            return self._read(items, lengths)
+            return [read(items, lengths)]
         parts = zip(torch.split(items, size), torch.split(lengths, size), strict=True)
-        return torch.cat([checkpoint(self._read, *part, use_reentrant=False) for part in parts])
+        return [checkpoint(read, *part, use_reentrant=False) for part in parts]
 
     def _contrast(
         self, histories: Float[Tensor, "N D"], items: Float[Tensor, "N D"], target: Int[Tensor, " N"]
     ) -> Float[Tensor, ""]:
         """Each history finds its next item among those of the batch; items with the same text do not count."""
-        logits = (histories @ items.T).float() / self.config.temperature
+        with torch.autocast(histories.device.type, enabled=False):  # in bfloat16 like texts would have one cosine
+            wide = torch.promote_types(histories.dtype, torch.float32)
+            logits = histories.to(wide) @ items.to(wide).T / self.config.temperature
         texts = self.first_with_text[target]
         own = torch.eye(len(texts), dtype=torch.bool, device=texts.device)
         logits = logits.masked_fill((texts[:, None] == texts) & ~own, -torch.inf)
         return -logits.log_softmax(dim=1).diagonal().sum() / max(1, len(texts))
 
-    def _word_loss(self, text: Text) -> Float[Tensor, ""]:
-        """Masked words filled in, mean over their tokens."""
+    def _word_loss(
+        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """Mean over masked tokens, and how many they are."""
+        text = self.text(items, lengths)
         chosen = masked_words(text, self.word_begins(text), self.config.mask_share)
         draws = torch.rand(text.ids.shape, device=text.ids.device)
         shown = torch.where(draws < 1 - KEPT, torch.randint_like(text.ids, self.config.vocab_size), text.ids)
@@ -393,7 +411,7 @@ class Recformer(nn.Module):
         guesses = self.head_norm(F.gelu(self.head(states)))
         guesses = torch.cat([guesses, torch.ones_like(guesses[:, :1])], dim=1)
         vocabulary = torch.cat([self.words.weight, self.head_bias[:, None]], dim=1)
-        return softmax_cross_entropy(guesses, vocabulary, text.ids[chosen])
+        return softmax_cross_entropy(guesses, vocabulary, text.ids[chosen]), chosen.sum()
 
 
 def masked_words(text: Text, starts: Bool[Tensor, "B T"], share: float) -> Bool[Tensor, "B T"]:

@@ -86,6 +86,7 @@ def export(config: ExportConfig) -> Bundle:
 def sentence_card(model: ModelConfig, prepared: Prepared) -> SentenceCard:
     """How the model reads items that come later."""
     return SentenceCard(
+        takes_new_items=model.values.item_matrix == "refreshed",
         attributes=attribute_names(prepared.items, model.values.attributes),
         max_attributes=model.values.max_attributes,
         attribute_tokens=model.values.attribute_tokens,

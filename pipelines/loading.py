@@ -84,12 +84,18 @@ def text_network(config: ModelConfig, prepared: Prepared) -> Pretrained | None:
         return None
     pretrained = Pretrained(config.values.text_encoder, config.values.text_revision)
     shape = encoder_shape(pretrained.config)
+    windowed = shape.pop("attention_window")
+    if bool(windowed) != bool(config.values.attention_window):
+        raise ConfigError(
+            f"{config.name}: model.attention_window={config.values.attention_window}, and text encoder "
+            f"{pretrained.place} was trained with {windowed or 'dense attention'}; another size will do."
+        )
     if differing := {name: value for name, value in shape.items() if getattr(config.values, name) != value}:
         settings = " ".join(f"--set model.{name}={value}" for name, value in differing.items())
-        raise ConfigError(f"train {config.name}: text encoder {pretrained.place} has other sizes; give {settings}.")
+        raise ConfigError(f"{config.name}: text encoder {pretrained.place} has other sizes; give {settings}.")
     if not has_text(prepared.items):
         raise DataError(
-            f"train: {prepared.folder} has no item text for {config.name} to read; ingest an item table with --items."
+            f"{prepared.folder} has no item text for {config.name} to read; ingest an item table with --items."
         )
     return pretrained
 
@@ -107,9 +113,18 @@ def language(pretrained: Pretrained) -> dict[str, torch.Tensor]:
 
 
 def start_from(model: torch.nn.Module, run: Run, prepared: Prepared) -> None:
-    """Gives a fresh model the weights of a run; what is not learned (item matrix) only where the data is the same."""
+    """Gives a fresh model the weights of a run; what is not learned (item matrix) only where the data is the same.
+
+    Weights with a row an item need the same catalogue, of which the run's own data may have more events.
+    """
     stored, own = load_file(run.folder / WEIGHTS), model.state_dict()
     learned = [name for name, _ in model.named_parameters()]
+    of_items = [name for name in learned if len(own[name].shape) and len(own[name]) == prepared.catalog.num_rows]
+    if of_items and not run.prepared().catalog.item_ids.equals(prepared.catalog.item_ids):
+        raise DataError(
+            f"train --init {run.folder}: weight {of_items[0]} has a row an item, and {run.prepared().folder} has other "
+            f"items than {prepared.folder}; start from a run on the same catalogue, or train from scratch."
+        )
     for name in learned:
         if name not in stored or stored[name].shape != own[name].shape:
             theirs = tuple(stored[name].shape) if name in stored else "none"

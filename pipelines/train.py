@@ -45,6 +45,21 @@ WATCHED = "ndcg@10"
 WATCHED_CUTOFFS = (10,)
 MLFLOW_RUN = "mlflow_run_id"
 SCRATCH = ("checkpoints", ".tracking")
+SAME_AT_THE_START = (
+    "num_heads",
+    "norm",
+    "activation",
+    "gated",
+    "positions",
+    "recency",
+    "attention_window",
+    "pooling",
+    "text_encoder",
+    "text_revision",
+    "items",
+    "backbone",
+)
+"""Settings without which weights of the right shapes mean something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +178,11 @@ def make_plan(config: TrainConfig) -> Plan:
     training = build_config(TrainingConfig, sections.get("training", {}), f"training of {config.model}")
     if training.event_dropout:
         check_event_dropout(model)
+    if training.epochs == 0 and config.init is None and not model.reads_sentences:
+        raise ConfigError(
+            f"train {model.name}: training.epochs=0 keeps weights as they come, and these would be random; give "
+            "--init, or train at least one epoch."
+        )
     if training.averaging and model.reads_sentences:
         raise ConfigError(
             f"train {model.name}: training.averaging={training.averaging} averages weights but not the item matrix "
@@ -175,7 +195,7 @@ def make_plan(config: TrainConfig) -> Plan:
         seed=config.seed,
         encoder=text_encoder(model, prepared),
         network=text_network(model, prepared),
-        start=None if config.init is None else open_run(config.init),
+        start=None if config.init is None else checked_start(open_run(config.init), model),
     )
 
 
@@ -217,6 +237,23 @@ def refit_plan(config: TrainConfig, run: Run, prepared: Prepared) -> Plan:
         fit_on="train+validation",
         selected={key: value for key, value in counts.items() if key.startswith("best_")},
     )
+
+
+def checked_start(start: Run, model: ModelConfig) -> Run:
+    """The run to begin with, refused where its weights would mean something else here."""
+    if start.model != model.name or not issubclass(model.model_class, torch.nn.Module):
+        raise ConfigError(
+            f"train --init {start.folder}: is a run of {start.model!r}, and {model.name!r} is trained; weights go from "
+            "a model trained by gradient to the same one."
+        )
+    for name in SAME_AT_THE_START:
+        here, there = getattr(model.values, name, None), start.config["model"].get(name)
+        if here != there:
+            raise ConfigError(
+                f"train --init {start.folder}: model.{name} is {there} there and {here} here; the same weights would "
+                f"compute something else. Give --set model.{name}={there}."
+            )
+    return start
 
 
 def started_from(run: Run) -> Run | None:
@@ -347,7 +384,7 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
     trainer = Trainer(model, plan.prepared.store, windows, plan.training, plan.seed, folder, tracker)
     if trainer.resume():
         reporter.say(f"train {plan.model.name}: going on after epoch {trainer.progress.epoch}")
-    epochs = plan.stop_after or plan.training.epochs
+    epochs = plan.training.epochs if plan.stop_after is None else plan.stop_after
     with reporter.task(f"train {plan.model.name}", epochs * trainer.batches_per_epoch) as advance:
         advance(trainer.progress.step)
 
@@ -356,7 +393,8 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
             advance(0, f"epoch {int(figures['epoch'])} loss {figures['loss']:.4f}{quality}")
 
         validate = validation(plan, trainer) if plan.fit_on == "train" else None
-        trainer.fit(validate, WATCHED, on_epoch, lambda: advance(1), plan.stop_after)
+        judged = plan.start is not None or plan.training.epochs == 0
+        trainer.fit(validate, WATCHED, on_epoch, lambda: advance(1), plan.stop_after, judge_start=judged)
     return trainer
 
 

@@ -8,8 +8,8 @@ encoder.onnx          items [B, L] i64 (and lengths [B] i32) -> vectors [B, D]; 
                       [N, B, H, L, Dh] of its N blocks
 step.onnx             of such a model: item [B] i64 and the memory of shorter histories -> the same for the longer
                       ones; new_keys, new_values [N, B, H, 1, Dh] are those of the item alone
-sentences.npz         of a model that reads texts: tokens and kinds [V, W] of all items, which then are inputs of its
-                      encoder.onnx: a service adds rows of its own
+sentences.npz         of a model that reads texts: ids, kinds, starts [V, W] of all items; ids and kinds are inputs of
+                      its encoder.onnx: a service adds rows of its own
 tokenizer.json        what made them
 index.faiss           inner products with item vectors
 catalog.parquet       item_id <-> item_idx
@@ -45,13 +45,18 @@ BUNDLE_FILES = (
     "no_history.npy",
     "metrics.json",
 )
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceCard:
-    """How a model reads items: which attributes, in order, how much of them, and the temperature of its scores."""
+    """How a model reads items: which attributes, in order, how much of them, and the temperature of its scores.
 
+    `takes_new_items`: whether its item vectors are what its weights make of the texts, so that new ones compare; not so
+    where the item matrix was frozen and training went on.
+    """
+
+    takes_new_items: bool
     attributes: list[str]
     max_attributes: int
     attribute_tokens: int
@@ -119,7 +124,7 @@ def open_bundle(folder: Path) -> Bundle:
         items=pl.read_parquet(folder / "items.parquet"),
         index=ItemIndex.load(folder / "index.faiss"),
         no_history=np.load(folder / "no_history.npy"),
-        sentences=_load_sentences(folder / SENTENCES) if card.get("sentences") else None,
+        sentences=_load_sentences(folder) if card.get("sentences") else None,
         metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
         manifest=manifest,
     )
@@ -130,8 +135,10 @@ def save_sentences(path: Path, sentences: ItemSentences) -> None:
     np.savez(path, ids=sentences.ids, kinds=sentences.kinds, starts=sentences.starts)
 
 
-def _load_sentences(path: Path) -> ItemSentences:
-    with np.load(path) as arrays:
+def _load_sentences(folder: Path) -> ItemSentences:
+    if missing := [name for name in (SENTENCES, TOKENIZER) if not (folder / name).exists()]:
+        raise BundleError(f"{folder}: lacks {', '.join(missing)}, which a model that reads texts needs; export again.")
+    with np.load(folder / SENTENCES) as arrays:
         return ItemSentences(ids=arrays["ids"], kinds=arrays["kinds"], starts=arrays["starts"])
 
 

@@ -57,16 +57,16 @@ LINES_SEARCHED_FOR_KEYS = 10_000
 def read_table(path: Path, source_format: SourceFormat, options: ReadOptions) -> RawTable:
     """All rows of one source file."""
     if source_format == "auto":
-        source_format = detect_format(path)
+        source_format = detect_format(path, options.encoding)
     return READERS[source_format](path, options)
 
 
-def detect_format(path: Path) -> SourceFormat:
+def detect_format(path: Path, encoding: str = "utf-8") -> SourceFormat:
     """By suffix; for other names by the first line: JSON, `::`, delimiters, or blanks (sequences)."""
     if known := FORMAT_OF_SUFFIX.get(plain_suffix(path)):
         return known
     line = first_line(path).strip()
-    if plain_suffix(path) == ".json" and _is_keyed(_whole_object(path, "utf-8")):
+    if plain_suffix(path) == ".json" and _spans_lines(line) and _is_keyed(_whole_object(path, encoding)):
         return "json"
     if line[:1] in {"{", "["}:
         return "jsonl" if line.startswith("{") else "sequences"
@@ -187,10 +187,26 @@ def read_json(path: Path, options: ReadOptions) -> RawTable:
             f"{path}: entry {wrong[0]!r} is neither a list of items nor an object of attributes as others are; all "
             "entries must be of one kind."
         )
-    lines = [json.dumps({"item_id": key} | value) for key, value in content.items()]
+    if clash := [key for key, value in content.items() if value.get("item_id", key) != key]:
+        raise DataError(
+            f"{path}: entry {clash[0]!r} names another item_id, {content[clash[0]]['item_id']!r}; the key is the "
+            "item's id here, so rename or drop that attribute."
+        )
+    lines = [json.dumps({**value, "item_id": key}) for key, value in content.items()]
     keys = {"item_id": None} | {name: None for value in content.values() for name in value}
-    values = pl.read_ndjson("\n".join(lines).encode(), schema=dict.fromkeys(keys, pl.String))
+    try:
+        values = pl.read_ndjson("\n".join(lines).encode(), schema=dict.fromkeys(keys, pl.String))
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{path}: cannot be read as attributes by item ({_first(error)}); is it strict JSON?") from None
     return RawTable(path=path, layout="json, attributes by item", frame=with_rows(values))
+
+
+def _spans_lines(line: str) -> bool:
+    """Whether a first line may be the beginning of one large object, or the whole of one: not a row of JSON lines."""
+    try:
+        return _is_keyed(json.loads(line))
+    except ValueError:
+        return line.startswith("{")
 
 
 def _is_keyed(content: dict[str, Any] | None) -> bool:
@@ -202,8 +218,17 @@ def _is_keyed(content: dict[str, Any] | None) -> bool:
 
 def _whole_object(path: Path, encoding: str) -> dict[str, Any] | None:
     """The file as one JSON object, None where it is none."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            names = [name for name, _ in pairs]
+            doubled = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{path}: names {doubled!r} twice in one object; one of the two would be lost.")
+        return entries
+
     try:
-        content = json.loads(read_text(path, encoding))
+        content = json.loads(read_text(path, encoding), object_pairs_hook=once)
     except ValueError:
         return None
     return content if isinstance(content, dict) else None

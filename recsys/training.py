@@ -116,7 +116,7 @@ class Trainer:
             raise DataError("training: no user has two training events, so there is no next item to learn from.")
         self.store, self.windows, self.config, self.seed = store, windows, config, seed
         self.checkpoints = folder / "checkpoints"
-        self.accelerator = make_accelerator(config)
+        self.accelerator = make_accelerator(config, uneven=isinstance(model, SentenceReader))
         self.model = model
         self.network = self.accelerator.prepare(_Loss(model))
         groups = _parameter_groups(model, config.weight_decay)
@@ -156,18 +156,21 @@ class Trainer:
         on_epoch: Callable[[dict[str, float]], None],
         on_batch: Callable[[], None],
         stop_after: int | None = None,
+        judge_start: bool = False,
     ) -> None:
         """Trains to the last epoch or until `watch` has not improved for `patience` epochs; then restores the best.
 
         Without `validate` there is no stopping early, and the last epoch is the best; `stop_after` ends training
-        there, on the schedule of all `epochs`. No epochs at all leave the model as it came, validated.
+        there, on the schedule of all `epochs`. With `judge_start` the weights that the model came with are validated
+        too, as epoch 0, and may stay the best.
         """
+        last = self.config.epochs if stop_after is None else stop_after
         if self.progress.step == 0:
             self._refresh_items()
             self.best = copy_weights(self.model.state_dict())
-        if self.config.epochs == 0:
-            self.progress.best_metric = self._validated(validate).get(watch, 0.0)
-        while self.progress.epoch < (stop_after or self.config.epochs) and not self.progress.stopped:
+            if judge_start:
+                self.progress.best_metric = self._validated(validate).get(watch, self.progress.best_metric)
+        while self.progress.epoch < last and not self.progress.stopped:
             began = time.perf_counter()
             self._train_epoch(on_batch)
             with self._kept_weights():
@@ -292,13 +295,21 @@ class Trainer:
             save_checkpoint(self.checkpoints, state)
 
 
-def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """Device, precision and process group; a process may train one model after another."""
+def make_accelerator(config: TrainingConfig, uneven: bool = False) -> Accelerator:
+    """Device, precision and process group; a process may train one model after another.
+
+    `uneven`: not every step uses every weight, as where texts are read at their first token alone.
+    """
     AcceleratorState._reset_state()  # accelerate would keep its first precision for good
     return Accelerator(
         cpu=config.device == "cpu" or not torch.cuda.is_available(),
         mixed_precision="bf16" if config.precision == "bf16" else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # frozen, the same everywhere
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                broadcast_buffers=False,  # frozen, the same everywhere
+                find_unused_parameters=uneven,
+            )
+        ],
     )
 
 

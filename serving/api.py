@@ -115,7 +115,7 @@ def similar(item_id: str, service: Loaded, request_id: RequestId, k: Annotated[m
 def store_items(items: messages.ItemMessages, service: Loaded, settings: Configured, request_id: RequestId) -> Response:
     """Makes one item or a list of them recommendable by their texts, at once: all or none."""
     _limit("items", len(items), settings.max_items)
-    _can_be_read(items, service)
+    _refuse_unreadable(items, service)
     replaced = service.add_items([NewItem(**item.model_dump()) for item in items])
     answer = messages.ItemsStored(
         request_id=request_id, model_version=service.bundle.version, stored=len(items), replaced=replaced
@@ -125,7 +125,7 @@ def store_items(items: messages.ItemMessages, service: Loaded, settings: Configu
 
 @router.get("/v1/items/{item_id:path}")
 def item(item_id: str, service: Loaded) -> messages.ItemDetails:
-    """All that the bundle knows of an item."""
+    """All that is known of an item."""
     return service.details(_row(service, item_id))
 
 
@@ -201,20 +201,20 @@ def _within_reason(steps: int | None, most: int) -> None:
         )
 
 
-def _can_be_read(items: messages.ItemMessages, service: Service) -> None:
-    if service.sentences is None:
+def _refuse_unreadable(items: messages.ItemMessages, service: Service) -> None:
+    if service.reader is None:
         raise HTTPException(
             409,
-            f"model {service.bundle.card.name} knows items by their place in the catalogue alone; serve a bundle of "
-            "a model that reads texts, such as recformer, or train and export anew",
+            f"model {service.bundle.card.name} takes no new items: its item vectors are not what its weights make "
+            "of texts; serve a bundle of recformer (item_matrix=refreshed), or train and export anew",
         )
     for item in items:
         if item.item_id in service.bundle.catalog.rows:
             raise HTTPException(
                 409, f"item {item.item_id!r} is part of bundle {service.bundle.version}; export a new one to change it"
             )
-        if not service.sentences.has_text(NewItem(**item.model_dump()).attributes):
-            read = ", ".join(service.sentences.attributes)
+        if not service.reader.read(NewItem(**item.model_dump()).attributes):
+            read = ", ".join(service.reader.attributes)
             raise HTTPException(422, f"item {item.item_id!r} has no text that the model reads; it reads {read}")
 
 

@@ -10,7 +10,7 @@ import onnxruntime
 from recsys.errors import BundleError
 from recsys.index import FloatArray
 from recsys.sequences import IntArray
-from serving.sentences import Sentences
+from serving.sentences import TokenTables
 
 INPUTS = {"items", "lengths", "tokens", "kinds"}
 MEMORY, NEW_MEMORY = ("keys", "values"), ("new_keys", "new_values")
@@ -41,13 +41,13 @@ class Encoding:
 class Encoder:
     """A bundle's graphs; may be called from many threads, and computes in the caller's thread alone.
 
-    `sentences` are what a model that reads texts is given beside the history.
+    `tables` are what a model that reads texts is given beside the history; others may be put in their place.
     `most_steps` is how far its model reasons, 0 for one that does not; `step` is the graph that goes on from an encoded
     history, where the bundle has one.
     """
 
-    def __init__(self, path: Path, step: Path | None = None, sentences: Sentences | None = None) -> None:
-        self._sentences = sentences
+    def __init__(self, path: Path, step: Path | None = None, tables: TokenTables | None = None) -> None:
+        self.tables = tables
         self._session = _session(path)
         self._step = None if step is None else _session(step)
         outputs = {entry.name: entry.shape for entry in self._session.get_outputs()}
@@ -69,10 +69,11 @@ class Encoder:
         """Whether an encoded history can be continued."""
         return self._step is not None
 
-    def encode(self, rows: IntArray) -> Encoding:
-        """One history of at least one item row, oldest first."""
+    def encode(self, rows: IntArray, tables: TokenTables | None = None) -> Encoding:
+        """One history of at least one item row, oldest first; over other `tables` than its own where given."""
         given = {"items": rows[None], "lengths": np.array([len(rows)], dtype=np.int32)}
-        given |= {} if self._sentences is None else self._sentences.inputs()
+        tables = tables or self.tables
+        given |= {} if tables is None else tables.inputs()
         outputs = [self._vectors, *(MEMORY if self._step else ())]
         return _encoding(self._session.run(outputs, {name: given[name] for name in self._inputs}))
 

@@ -53,21 +53,23 @@ class Encodings:
         self._max_bytes, self._seconds, self._clock = max_bytes, seconds, clock
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._bytes = 0
+        self._generation = 0
         self._lock = Lock()
 
     def of(self, rows: IntArray) -> tuple[Encoding, Origin]:
         """The encoding of item rows, oldest first, and how it came about."""
         content, size = rows.tobytes(), rows.itemsize
+        generation = self._generation
         length, encoding = self._longest_known(content, size)
         if encoding is None:
             encoding = self._encoder.encode(rows)
-            self._keep(content, encoding)
+            self._keep(content, encoding, generation)
             return encoding, "full"
         if length == len(rows):
             return encoding, "cached"
         for row in rows[length:].tolist():
             encoding = self._encoder.go_on(encoding, row)
-        self._keep(content, encoding, instead_of=content[: length * size])
+        self._keep(content, encoding, generation, instead_of=content[: length * size])
         return encoding, "step"
 
     def size(self) -> CacheSize:
@@ -77,8 +79,9 @@ class Encodings:
             return CacheSize(len(self._entries), self._bytes)
 
     def clear(self) -> None:
-        """Forgets all: an item that is part of histories means something else now."""
+        """Forgets all, and what is being encoded now: an item that is part of histories means something else."""
         with self._lock:
+            self._generation += 1
             self._entries.clear()
             self._bytes = 0
 
@@ -95,9 +98,13 @@ class Encodings:
                     return events, entry.encoding
         return 0, None
 
-    def _keep(self, key: bytes, encoding: Encoding, instead_of: bytes = b"") -> None:
+    def _keep(self, key: bytes, encoding: Encoding, generation: int, instead_of: bytes = b"") -> None:
         needed = encoding.nbytes + len(key) + ENTRY_BYTES
+        if needed > self._max_bytes:
+            return
         with self._lock:
+            if generation != self._generation:
+                return
             self._drop(instead_of)
             self._drop(key)
             self._entries[key] = _Entry(encoding, needed, self._clock() + self._seconds)

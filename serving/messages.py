@@ -80,6 +80,12 @@ class ItemMessage(Request):
     categories: Annotated[list[Text], Field(max_length=100)] = []
     fields: Annotated[dict[str, Text], Field(max_length=100)] = {}
 
+    @model_validator(mode="after")
+    def _names_each_attribute_once(self) -> Self:
+        if clash := sorted(self.fields.keys() & {"item_id", "title", "categories"}):
+            raise ValueError(f"fields: {clash[0]} has a place of its own, beside fields")
+        return self
+
 
 ItemMessages = Annotated[
     list[ItemMessage],
@@ -112,7 +118,7 @@ class ScoredItem(Item):
 
 
 class ItemDetails(Item):
-    """All that the bundle knows of an item; a retired one is never recommended."""
+    """All that is known of an item; a retired one is never recommended."""
 
     retired: bool
     fields: dict[str, Any]

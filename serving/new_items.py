@@ -74,12 +74,12 @@ class NewVectors:
     first: int
     vectors: FloatArray
 
-    def written(self, row: int, vector: FloatArray) -> "NewVectors":
-        """With the vector of one row, which may be the first behind the last."""
-        place = row - self.first
-        longer = self.vectors if place < len(self.vectors) else np.concatenate([self.vectors, vector[None]])
-        copy = longer.copy()
-        copy[place] = vector
+    def written(self, rows: Sequence[int], vectors: FloatArray) -> "NewVectors":
+        """A copy with these vectors in `rows`, which may lie behind the last."""
+        count = max(len(self.vectors), max(rows) + 1 - self.first)
+        copy = np.zeros((count, self.vectors.shape[1]), dtype=np.float32)
+        copy[: len(self.vectors)] = self.vectors
+        copy[np.array(rows) - self.first] = vectors
         return NewVectors(self.first, copy)
 
     def of_length_one(self) -> "NewVectors":

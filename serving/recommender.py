@@ -1,7 +1,7 @@
 """History to ranked items: bundle, encoder and state become one answer. Numpy only."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -109,12 +109,12 @@ class Recommender:
             seconds=stages.seconds,
         )
 
-    def admit(self, item_id: str, row: int, vector: FloatArray) -> None:
-        """From now on item `row` can be found by `vector` [D]: the next new row, or one that is written anew."""
-        self._new = self._new.written(row, vector)
-        if item_id in self._item_rows:
+    def admit(self, rows: Mapping[str, int], vectors: FloatArray) -> None:
+        """From now on these items can be found by their vectors [N, D]: the next new rows, or some written anew."""
+        self._new = self._new.written(list(rows.values()), vectors)
+        if not rows.keys().isdisjoint(self._item_rows):
             self._encodings.clear()
-        self._item_rows[item_id] = row
+        self._item_rows |= rows
 
     @property
     def num_rows(self) -> int:
@@ -203,6 +203,8 @@ def _check_fit(bundle: Bundle, encoder: Encoder) -> None:
         f"no_history.npy has shape {bundle.no_history.shape}": bundle.no_history.shape != (num_items + 1,),
         f"encoder.onnx gives vectors of shape {vector.shape}": vector.shape != (1, bundle.index.width),
         "step.onnx does not go on from encoder.onnx": encoder.goes_on and not encoder.steps_agree(),
+        "sentences.npz has other rows than the catalogue": bundle.sentences is not None
+        and len(bundle.sentences.ids) != num_items + 1,
         "encoder.onnx gives vectors that are not finite": not np.isfinite(vector).all(),
     }
     if found := [complaint for complaint, holds in complaints.items() if holds]:

@@ -1,61 +1,75 @@
 """Tokens of the bundle's items and of those that came since; rows are added or written anew, never moved."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from recsys.bundle import Bundle, SentenceCard
 from recsys.errors import BundleError
-from recsys.item_sentences import ItemSentences, attributes_of, item_sentences
+from recsys.item_sentences import Attributes, ItemSentences, attributes_of, item_sentences
 
-SPARE_ROWS = 1024
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
-class Sentences:
-    """Inputs of the graph of a model that reads texts. One thread writes at a time; readers never wait."""
+@dataclass(frozen=True)
+class TokenTables:
+    """Inputs of the graph of a model that reads texts, [V, W] each; nothing in them ever changes."""
 
-    def __init__(self, bundle: Bundle, card: SentenceCard, known: ItemSentences) -> None:
+    tokens: npt.NDArray[np.int32]
+    kinds: npt.NDArray[np.int8]
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """By their names in the graph."""
+        return {"tokens": self.tokens, "kinds": self.kinds}
+
+    def written(self, rows: Sequence[int], sentences: ItemSentences) -> "TokenTables":
+        """A copy with these sentences (padding's row left out) in `rows`, which may lie behind the last."""
+        count = max(len(self.tokens), max(rows) + 1)
+        tables = []
+        for table, new in ((self.tokens, sentences.ids[1:]), (self.kinds, sentences.kinds[1:])):
+            longer = np.zeros((count, table.shape[1]), dtype=table.dtype)
+            longer[: len(table)] = table
+            longer[list(rows)] = new
+            tables.append(longer)
+        return TokenTables(*tables)
+
+
+class Reader:
+    """Makes sentences of new items as training made those of the bundle's."""
+
+    def __init__(self, card: SentenceCard, tokenizer: "Tokenizer", width: int) -> None:
+        self._card, self._tokenizer, self._width = card, tokenizer, width
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Reader | None":
+        """The bundle's, where its model reads texts and a new item's vector would be like those of the others."""
+        card, known = bundle.card.sentences, bundle.sentences
+        if card is None or known is None or not card.takes_new_items:
+            return None
         try:
             from tokenizers import Tokenizer
         except ImportError:
             raise BundleError(
                 f"{bundle.folder}: its model reads texts, which needs tokenizers; pip install 'recsys[serve]'."
             ) from None
-        self._tokenizer = Tokenizer.from_file(str(bundle.tokenizer))
-        self._card = card
-        self._count, self._width = known.ids.shape
-        spare = np.zeros((SPARE_ROWS, self._width), dtype=np.int32)
-        self._ids, self._kinds = (
-            np.concatenate([known.ids, spare]),
-            np.concatenate([known.kinds, spare.astype(np.int8)]),
-        )
+        return cls(card, Tokenizer.from_file(str(bundle.tokenizer)), known.ids.shape[1])
 
     @property
     def attributes(self) -> list[str]:
         """What the model reads of an item, in order."""
         return self._card.attributes
 
-    def inputs(self) -> dict[str, np.ndarray]:
-        """Tokens and kinds of all rows there are; views, not copies."""
-        count = self._count
-        return {"tokens": self._ids[:count], "kinds": self._kinds[:count]}
+    def read(self, item: Mapping[str, str | Sequence[str] | None]) -> Attributes:
+        """What of an item the model would read; nothing where it has no such text."""
+        return attributes_of(item, self._card.attributes, self._card.max_attributes)
 
-    def has_text(self, item: Mapping[str, str | Sequence[str] | None]) -> bool:
-        """Whether the model would read anything of an item."""
-        return bool(attributes_of(item, self._card.attributes, self._card.max_attributes))
-
-    def write(self, row: int, item: Mapping[str, str | Sequence[str] | None]) -> None:
-        """Puts an item's tokens into `row`, which may be the first one behind the last."""
-        read = attributes_of(item, self._card.attributes, self._card.max_attributes)
-        sentence = item_sentences([read], self._tokenizer, self._card.attribute_tokens, width=self._width)
-        if row == len(self._ids):
-            more = np.zeros_like(self._ids)
-            self._ids, self._kinds = (
-                np.concatenate([self._ids, more]),
-                np.concatenate([self._kinds, more.astype(np.int8)]),
-            )
-        self._ids[row], self._kinds[row] = sentence.ids[1], sentence.kinds[1]
-        self._count = max(self._count, row + 1)
+    def sentences(self, items: Sequence[Attributes]) -> ItemSentences:
+        """Tokens of items of which there is something to read."""
+        return item_sentences(items, self._tokenizer, self._card.attribute_tokens, width=self._width)
 
     def item_vector(self, encoded: np.ndarray) -> np.ndarray:
         """The vector of an item whose text was encoded so as a history of one, which is divided by the temperature."""

@@ -1,6 +1,8 @@
 """One opened bundle with its state and the items that came since: all that the routes share."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -14,9 +16,11 @@ from serving.items import ItemTable
 from serving.messages import Item, ItemDetails, ScoredItem
 from serving.new_items import ItemStore, NewItem
 from serving.recommender import Query, Recommender
-from serving.sentences import Sentences
+from serving.sentences import Reader, TokenTables
 from serving.settings import Settings
 from serving.state import SqliteState, UserState
+
+LOG = logging.getLogger("uvicorn.error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,7 @@ class Service:
     items: ItemTable
     state: UserState
     encoder: Encoder
-    sentences: Sentences | None
+    reader: Reader | None
     store: ItemStore
     adding: Lock = field(default_factory=Lock)
 
@@ -36,33 +40,28 @@ class Service:
     def open(cls, folder: Path, settings: Settings) -> "Service":
         """Verifies the bundle, loads it, answers a first history; a `RecsysError` where anything is amiss."""
         bundle = open_bundle(folder)
-        sentences = None
-        if bundle.card.sentences is not None and bundle.sentences is not None:
-            sentences = Sentences(bundle, bundle.card.sentences, bundle.sentences)
-        encoder = Encoder(bundle.encoder, bundle.step, sentences)
-        state = SqliteState(settings.state, settings.history_limit)
-        try:
+        known = bundle.sentences
+        encoder = Encoder(bundle.encoder, bundle.step, None if known is None else TokenTables(known.ids, known.kinds))
+        with ExitStack() as opened:
+            state = SqliteState(settings.state, settings.history_limit)
+            opened.callback(state.close)
             store = ItemStore(settings.state)
+            opened.callback(store.close)
             recommender = Recommender(
                 bundle, encoder, state, settings.encoding_cache_bytes, settings.encoding_cache_seconds
             )
             recommender.recommend(Query(history=[bundle.catalog.item_ids[0]]))
-        except BaseException:
-            state.close()
-            raise
-        service = cls(
-            bundle=bundle,
-            recommender=recommender,
-            items=ItemTable(bundle.items, bundle.no_history),
-            state=state,
-            encoder=encoder,
-            sentences=sentences,
-            store=store,
-        )
-        if sentences is not None:
-            for item in store.all():
-                if item.item_id not in bundle.catalog.rows:  # a later bundle knows it itself
-                    service._admit(item, sentences)
+            service = cls(
+                bundle=bundle,
+                recommender=recommender,
+                items=ItemTable(bundle.items, bundle.no_history),
+                state=state,
+                encoder=encoder,
+                reader=Reader.of(bundle),
+                store=store,
+            )
+            service._admit_stored()
+            opened.pop_all()
         return service
 
     def close(self) -> None:
@@ -71,23 +70,44 @@ class Service:
         self.state.close()
 
     def add_items(self, items: Sequence[NewItem]) -> int:
-        """Stores items and makes them recommendable; how many were written anew. Only where the model reads texts."""
-        assert self.sentences is not None
+        """Stores items and makes them recommendable, all or none; how many were written anew.
+
+        Only where there is a `reader`, and it reads something of each. Of two with the same id the later counts.
+        """
+        newest = {item.item_id: item for item in items}
         with self.adding:
-            again = sum(self.row(item.item_id) is not None for item in items)
-            self.store.put(items)
-            for item in items:
-                self._admit(item, self.sentences)
+            again = sum(self.row(item_id) is not None for item_id in newest)
+            self._admit(list(newest.values()), self.store.put)
         return again
 
-    def _admit(self, item: NewItem, sentences: Sentences) -> None:
-        """First what is known of it, then the way to find it."""
-        known = self.row(item.item_id)
-        row = self.recommender.num_rows if known is None else known
-        sentences.write(row, item.attributes)
-        self.items.write(row, item)
-        vector = self.encoder.encode(np.array([row], dtype=np.int64)).vector()[0]
-        self.recommender.admit(item.item_id, row, sentences.item_vector(vector))
+    def _admit_stored(self) -> None:
+        """Items of earlier runs, but for those that this bundle holds itself or cannot read."""
+        if self.reader is None:
+            return
+        stored = [item for item in self.store.all() if item.item_id not in self.bundle.catalog.rows]
+        readable = [item for item in stored if self.reader.read(item.attributes)]
+        if len(readable) < len(stored):
+            LOG.warning("%d stored items have no text that this bundle reads", len(stored) - len(readable))
+        if readable:
+            self._admit(readable, lambda _: None)
+
+    def _admit(self, items: list[NewItem], keep: Callable[[list[NewItem]], None]) -> None:
+        """All that can fail comes first, then `keep`; then what others see, and at the end the way to find an item."""
+        assert self.reader is not None
+        assert self.encoder.tables is not None
+        rows, free = {}, self.recommender.num_rows
+        for item in items:
+            known = self.row(item.item_id)
+            rows[item.item_id] = free if known is None else known
+            free += known is None
+        sentences = self.reader.sentences([self.reader.read(item.attributes) for item in items])
+        tables = self.encoder.tables.written(list(rows.values()), sentences)
+        encoded = [self.encoder.encode(np.array([row]), tables).vector()[0] for row in rows.values()]
+        keep(items)
+        for item in items:
+            self.items.write(rows[item.item_id], item)
+        self.encoder.tables = tables
+        self.recommender.admit(rows, self.reader.item_vector(np.stack(encoded)))
 
     def row(self, item_id: str) -> int | None:
         """The item's row, or None where neither the catalogue nor a client has named it."""

@@ -59,6 +59,17 @@ def some_windows(count: int) -> TrainingWindows:
     return TrainingWindows.cut(stops, WindowShape(length=30, overlap=1))
 
 
+def test_an_epoch_may_be_so_many_batches_drawn_anew() -> None:
+    windows = some_windows(100)
+    assert [windows.batches(7), windows.batches(7, 4), windows.batches(7, 40)] == [15, 4, 15]
+    first, second = (
+        np.concatenate(list(windows.epoch(7, np.random.default_rng(seed), most=4))).tolist() for seed in (0, 1)
+    )
+    assert len(first) == len(set(first)) == 28
+    assert set(first) != set(second)
+    assert sorted(np.concatenate(list(windows.epoch(7, np.random.default_rng(0))))) == list(range(100))
+
+
 @given(st.integers(1, 90), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32))
 def test_an_epoch_holds_every_window_once(count: int, batch_size: int, pool: int, seed: int) -> None:
     windows = some_windows(count)

@@ -215,11 +215,11 @@ def test_the_folder_of_another_step_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_bundle_of_another_format_is_refused(bundle: Path, tmp_path: Path) -> None:
-    card = json.loads((bundle / "model.json").read_text()) | {"bundle_format": 2, "said_by_a_newer_one": True}
+    card = json.loads((bundle / "model.json").read_text()) | {"bundle_format": 3, "said_by_a_newer_one": True}
     with writing_step("export", tmp_path / "newer", config={}) as step:
         shutil.copytree(bundle, step.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         (step.folder / "model.json").write_text(json.dumps(card))
-    with pytest.raises(BundleError, match="newer: bundle format 2, but this version reads 1; export the run again"):
+    with pytest.raises(BundleError, match="newer: bundle format 3, but this version reads 2; export the run again"):
         open_bundle(tmp_path / "newer")
 
 

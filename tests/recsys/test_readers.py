@@ -265,6 +265,12 @@ def test_an_object_of_objects_is_an_item_table(tmp_path: Path) -> None:
     [
         ("[1, 2]", "is not one JSON object with entries; for an object a line use --format jsonl"),
         ("{}", "is not one JSON object with entries"),
+        ('{"7": [1], "7": [2]}', "names '7' twice in one object; one of the two would be lost"),
+        (
+            '{"3": {"item_id": "B00X", "title": "saw"}}',
+            "entry '3' names another item_id, 'B00X'; the key is the item's id",
+        ),
+        ('{"3": {"price": NaN}}', "cannot be read as attributes by item .*is it strict JSON"),
         ('{"a": [1], "b": {}}', "entry 'a' is neither a list of items nor an object of attributes as others are"),
     ],
 )
@@ -282,3 +288,10 @@ def test_one_window_a_user_is_the_whole_history(tmp_path: Path) -> None:
         ("1", "7", 1),
         ("2", "9", 2),
     ]
+
+
+def test_json_lines_in_another_encoding_are_told_from_one_object(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    path.write_bytes('{"user": "é", "item": "1"}\n{"user": "b", "item": "2"}'.encode("latin-1"))
+    assert detect_format(path, "latin-1") == "jsonl"
+    assert read_table(path, "auto", ReadOptions(encoding="latin-1")).frame["user"].to_list() == ["é", "b"]

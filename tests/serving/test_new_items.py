@@ -1,6 +1,10 @@
 """Items that come while the service runs: found at once by their text, and still there after a restart."""
 
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,14 +22,16 @@ from recsys.bundle import ModelCard, SentenceCard
 from recsys.catalog import Catalog
 from recsys.export import write_bundle_files
 from recsys.item_sentences import attribute_names, item_attributes, item_sentences
-from recsys.steps import writing_step
+from recsys.steps import MANIFEST, sha256, writing_step
 
 COLOURS = ("red", "blue", "green", "old", "new")
 THINGS = ("shoe", "hat", "book", "saw", "lamp", "cup", "door")
 WORDS = ("[PAD]", "[CLS]", "[MASK]", "[UNK]", "title", "brand", "acme", *COLOURS, *THINGS)
 SPECIAL = (1, 0, 2)
 NUM_ITEMS = 23
-CARD = SentenceCard(attributes=["title", "brand"], max_attributes=2, attribute_tokens=4, temperature=0.1)
+CARD = SentenceCard(
+    takes_new_items=True, attributes=["title", "brand"], max_attributes=2, attribute_tokens=4, temperature=0.1
+)
 
 
 class Shop:
@@ -179,8 +185,7 @@ def test_one_that_is_sent_again_is_read_anew(client: TestClient, shop: Shop) -> 
     assert client.get("/version").json()["new_items"] == 1
 
 
-def test_more_items_than_there_were_spare_rows(client_of: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.sentences.SPARE_ROWS", 2)
+def test_many_items_come_at_once(client_of: Any, shop: Shop) -> None:
     client = client_of(shop)
     post(
         client, [{"item_id": f"n{place}", "title": f"{COLOURS[place % 5]} {THINGS[place % 7]}"} for place in range(90)]
@@ -196,6 +201,7 @@ def test_more_items_than_there_were_spare_rows(client_of: Any, shop: Shop, monke
         ({"item_id": "item-03", "title": "red hat"}, 409, "item 'item-03' is part of bundle"),
         ({"item_id": "x"}, 422, "item 'x' has no text that the model reads; it reads title, brand"),
         ({"item_id": "x", "title": " ", "categories": ["a"]}, 422, "item 'x' has no text that the model reads"),
+        ({"item_id": "x", "title": "a", "fields": {"title": "b"}}, 422, "title has a place of its own, beside fields"),
         ({"item_id": "", "title": "a"}, 422, "at least 1 character"),
         ({"item_id": "x", "titel": "a"}, 422, "titel: Extra inputs are not permitted"),
         ([{"item_id": f"n{place}", "title": "a"} for place in range(101)], 413, "items: 101 entries, and at most 100"),
@@ -207,7 +213,67 @@ def test_what_cannot_be_added_is_refused_whole(client: TestClient, item: Any, st
     assert client.get("/version").json()["new_items"] == 0
 
 
+def test_an_item_that_fails_leaves_nothing_behind(client_of: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_of(shop)
+    encoder = client.app.state.service.encoder
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "encode", lambda *_: 1 / 0)
+        post(client, [LAMP, DOOR], 500)
+    assert client.get("/version").json()["new_items"] == 0
+    assert client.get("/v1/items/lamp").status_code == 404
+    post(client, DOOR)
+    assert client.get("/v1/items/door").json()["title"] == "Green door"
+    client.__exit__(None, None, None)
+    assert client_of(shop).get("/version").json()["new_items"] == 1
+
+
+def test_a_later_bundle_that_reads_other_attributes_still_starts(client_of: Any, shop: Shop, tmp_path: Path) -> None:
+    first = client_of(shop)
+    post(first, [{"item_id": "plain", "title": "old lamp"}, LAMP])
+    first.__exit__(None, None, None)
+    later = shutil.copytree(shop.folder, tmp_path / "later")
+    model = json.loads((later / "model.json").read_text())
+    model["sentences"]["attributes"] = ["brand"]
+    (later / "model.json").write_text(json.dumps(model))
+    manifest = json.loads((later / MANIFEST).read_text())
+    manifest["files"]["model.json"] = sha256(later / "model.json")
+    (later / MANIFEST).write_text(json.dumps(manifest))
+    assert client_of(SimpleNamespace(folder=later)).get("/version").json()["new_items"] == 1
+
+
+def test_a_matrix_that_the_weights_did_not_make_takes_none(client_of: Any, shop: Shop, tmp_path: Path) -> None:
+    frozen = shutil.copytree(shop.folder, tmp_path / "frozen")
+    model = json.loads((frozen / "model.json").read_text())
+    model["sentences"]["takes_new_items"] = False
+    (frozen / "model.json").write_text(json.dumps(model))
+    manifest = json.loads((frozen / MANIFEST).read_text())
+    manifest["files"]["model.json"] = sha256(frozen / "model.json")
+    (frozen / MANIFEST).write_text(json.dumps(manifest))
+    client = client_of(SimpleNamespace(folder=frozen))
+    assert "takes no new items" in post(client, LAMP, 409)["detail"]
+
+
+def test_requests_go_on_while_items_come(client: TestClient) -> None:
+    """Every answer is one of a state before or after, and none fails."""
+    post(client, LAMP)
+
+    def ask(number: int) -> list[float]:
+        return list(ranking(client, ["lamp", f"item-{number % 20:02}"]).values())
+
+    def write(number: int) -> int:
+        title = f"{COLOURS[number % 5]} {THINGS[number % 7]}"
+        return post(client, [{"item_id": "lamp", "title": title}, {"item_id": f"n{number}", "title": title}])["stored"]
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(write if number % 5 == 0 else ask, number) for number in range(60)]
+        for answer in answers:
+            assert answer.result()
+    last = {item["item_id"]: item["score"] for item in client.get("/v1/similar/lamp?k=200").json()["items"]}
+    titled = {item["title"]: item_id for item_id in last for item in [client.get(f"/v1/items/{item_id}").json()]}
+    same = titled.get(client.get("/v1/items/lamp").json()["title"])
+    assert same is not None
+    assert last[same] == pytest.approx(1, abs=1e-5), "tokens and vector are of the same text"
+
+
 def test_a_model_of_ids_takes_none(client_of: Any, sasrec) -> None:
-    assert (
-        "model sasrec knows items by their place in the catalogue alone" in post(client_of(sasrec), LAMP, 409)["detail"]
-    )
+    assert "model sasrec takes no new items" in post(client_of(sasrec), LAMP, 409)["detail"]
