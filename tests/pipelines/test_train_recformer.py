@@ -1,5 +1,8 @@
 """Recformer from the item table to the bundle: pretraining, zero-shot use, two stages, and what is refused."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,13 @@ from pipelines.train import TrainConfig, train
 from recsys.batches import Histories
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared
-from recsys.runs import Run
+from recsys.runs import Run, open_run
 from recsys.sequences import SequenceStore
 
 COLOURS = ("red", "blue", "green", "old", "new")
 THINGS = ("shoe", "hat", "book", "saw", "lamp", "cup", "door")
 MATRIX = "item_matrix"
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +59,24 @@ def goal(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return shop(tmp_path_factory.mktemp("goal"), 2, users=30, items=20)
 
 
+def small(encoder: Path) -> tuple[str, ...]:
+    """Settings of the tiny encoder."""
+    sizes = ("vocab_size=19", "embedding_dim=12", "num_blocks=1", "num_heads=2", "ffn_dim=8", "max_tokens=40")
+    model = tuple(f"model.{size}" for size in (*sizes, "max_len=6", f"text_encoder={encoder}"))
+    training = ("epochs=2", "batch_size=8", "learning_rate=0.001", "precision=fp32")
+    return (*model, *(f"training.{setting}" for setting in training))
+
+
 @pytest.fixture
 def fit(encoder: Path) -> Any:
     """Trains a run of the tiny encoder."""
 
     def run(prepared: Prepared, out: Path, *settings: str, **options: Any) -> Run:
-        sizes = ("vocab_size=19", "embedding_dim=12", "num_blocks=1", "num_heads=2", "ffn_dim=8", "max_tokens=40")
-        model = tuple(f"model.{size}" for size in (*sizes, "max_len=6", f"text_encoder={encoder}"))
-        training = ("training.epochs=2", "training.batch_size=8", "training.learning_rate=0.001")
         config = TrainConfig(
             data=prepared.folder,
             model="recformer",
             out=out,
-            settings=(*model, *training, "training.precision=fp32", *settings),
+            settings=(*small(encoder), *settings),
             tracking=False,
             **options,
         )
@@ -161,6 +170,34 @@ def test_a_killed_run_goes_on_bit_for_bit(
     cut = fit(goal, tmp_path / "cut", "training.epochs=3", "training.checkpoint_seconds=0.000001")
     assert_same_weights(whole, cut)
     assert epochs(whole) == epochs(cut)
+
+
+def test_two_processes_train_too_where_one_gets_no_rows(
+    fit: Any, encoder: Path, goal: Prepared, tmp_path: Path
+) -> None:
+    """Against the item matrix they are as one; the contrast of pretraining has the negatives of a process alone."""
+    windows = fit(goal, tmp_path / "some", "training.epochs=0").manifest["counts"]["windows"]
+    shared = ("model.dropout=0", f"training.batch_size={windows - 1}", "training.warmup_steps=0")
+    reached = {}
+    for objective in ("match", "pretrain"):
+        settings = (*small(encoder), *shared, f"model.objective={objective}")
+        options = [part for setting in settings for part in ("--set", setting)]
+        command = ["train", str(goal.folder), "--model", "recformer", "--out", str(tmp_path / objective), *options]
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipelines.cli"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        result = subprocess.run(
+            [sys.executable, *launch, *command, "--no-tracking"],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        reached[objective] = [epoch["loss"] for epoch in epochs(open_run(tmp_path / objective))]
+    alone = fit(goal, tmp_path / "alone", *shared)
+    assert reached["match"] == pytest.approx([epoch["loss"] for epoch in epochs(alone)], rel=1e-4)
+    assert len(reached["pretrain"]) == 2
 
 
 def test_its_bundle_answers_as_the_evaluator(fit: Any, goal: Prepared, tmp_path: Path) -> None:
