@@ -8,7 +8,7 @@ among them. Dimensions: V item rows (row 0 is padding), W tokens of the longest 
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 NO_TOKEN, KEY, VALUE = 0, 1, 2
+TEXTS_AT_ONCE = 10_000
 FIRST_ATTRIBUTES = ("title", "brand", "categories")
 """In this order and before all others, as the released data scripts write them."""
 KEYS = {"categories": "category"}
@@ -87,7 +88,7 @@ def item_sentences(
     texts = sorted({text for attributes in items for pair in attributes for text in pair})
     if not texts:
         raise DataError("items: none has a text to make a sentence of; ingest an item table with --items.")
-    pieces = dict(zip(texts, _tokenised(texts, tokenizer), strict=True))
+    pieces = dict(zip(texts, _tokenised(texts, tokenizer, attribute_tokens), strict=True))
     rows = [_sentence(attributes, pieces, attribute_tokens) for attributes in [[], *items]]
     table = np.zeros((len(rows), width or max(map(len, rows)), 3), dtype=np.int32)
     for number, row in enumerate(rows):
@@ -95,14 +96,13 @@ def item_sentences(
     return ItemSentences(ids=table[..., 0], kinds=table[..., 1].astype(np.int8), starts=table[..., 2].astype(bool))
 
 
-def _tokenised(texts: list[str], tokenizer: "Tokenizer") -> list[list[tuple[int, int]]]:
-    """Of each text its tokens, and whether each begins a word."""
-    tokenised = []
-    for encoded in tokenizer.encode_batch(texts, add_special_tokens=False):
-        words = encoded.word_ids
-        starts = [int(place == 0 or word != words[place - 1]) for place, word in enumerate(words)]
-        tokenised.append(list(zip(encoded.ids, starts, strict=True)))
-    return tokenised
+def _tokenised(texts: list[str], tokenizer: "Tokenizer", most: int) -> Iterator[list[tuple[int, int]]]:
+    """Of each text its first tokens, and whether each begins a word."""
+    for first in range(0, len(texts), TEXTS_AT_ONCE):
+        for encoded in tokenizer.encode_batch(texts[first : first + TEXTS_AT_ONCE], add_special_tokens=False):
+            words = encoded.word_ids[:most]
+            starts = [int(place == 0 or word != words[place - 1]) for place, word in enumerate(words)]
+            yield list(zip(encoded.ids[:most], starts, strict=True))
 
 
 def _sentence(
