@@ -37,11 +37,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from models.bert4rec import BERT4Rec, BERT4RecConfig
-from models.sasrec import SASRec, SASRecConfig, SASRecState
+from models.sasrec import SASRec, SASRecConfig
 from recsys.batches import Histories, TrainBatch, WindowShape
 from recsys.divergence import Form, step_divergence
 from recsys.errors import ConfigError
-from recsys.layers import Chains, KeyValues
+from recsys.layers import Chains, KeyValues, Remembered
 from recsys.losses import ItemVectors
 from recsys.negatives import Negatives
 from recsys.sequences import IntArray, Windows
@@ -138,19 +138,18 @@ class ReaRec(nn.Module):
         """With a causal backbone that remembers."""
         return isinstance(self.backbone, SASRec) and self.backbone.goes_on
 
-    def encode_and_remember(self, batch: Histories) -> tuple[Float[Tensor, "S B E"], tuple[KeyValues, ...]]:
-        """All answers, and the backbone's keys and values, which hold no reasoning."""
+    def encode_and_remember(self, batch: Histories) -> tuple[Float[Tensor, "S B E"], Remembered]:
+        """All answers, and the backbone's keys and values, which hold no reasoning; with a causal backbone only."""
         first, memory = self._causal_backbone().remember_last(batch)
-        return self._answers_of(self._reason_after(first, memory, batch)), memory
+        return self._answers_of(self._reason_after(first, memory, batch)), Remembered(memory, batch.timestamps[:, -1])
 
     def encode_next(
-        self, event: Int[Tensor, " B"], memory: tuple[KeyValues, ...]
-    ) -> tuple[Float[Tensor, "S B E"], tuple[KeyValues, ...]]:
-        """One more event, for models that read no times."""
-        state, first = self._causal_backbone().remember_next(
-            SASRecState.of(memory, event), event, torch.zeros_like(event)
-        )
-        return self._answers_of(self._reason_behind(state, first)), state.memory
+        self, past: Remembered, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "S B E"], Remembered]:
+        """One more event: the answers for the longer history."""
+        first, past = self._causal_backbone().remember_next(past, event, timestamp)
+        chains = chains_up_to(torch.full_like(event, past.length - 1), torch.arange(past.length, device=event.device))
+        return self._answers_of(self._chain(first[:, None], past.memory, chains).squeeze(2)), past
 
     @property
     def most_steps(self) -> int:
@@ -303,25 +302,6 @@ class ReaRec(nn.Module):
                 f"steps={steps} must lie between 0 and the {self.most_steps} that the model was trained with"
             )
         return self.most_steps if steps is None else steps
-
-    def prefill(self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> SASRecState:
-        """Keys and values of histories of one common length (no padding); with a causal backbone only."""
-        return self._causal_backbone().prefill(history, timestamps)
-
-    def step(
-        self, state: SASRecState, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"], steps: int | None = None
-    ) -> tuple[SASRecState, Float[Tensor, "B E"]]:
-        """One more event: the new state, which holds no reasoning, and the vector `encode` would give."""
-        state, first = self._causal_backbone().remember_next(state, event, timestamp)
-        return state, self.answer(self._reason_behind(state, first, steps))
-
-    def _reason_behind(
-        self, state: SASRecState, first: Float[Tensor, "B D"], steps: int | None = None
-    ) -> Float[Tensor, "S B D"]:
-        """States r_0 to r_K behind the last event of `state`."""
-        events = torch.arange(state.length, device=first.device)
-        places = torch.full_like(state.timestamp, state.length - 1)
-        return self._chain(first[:, None], state.memory, chains_up_to(places, events), steps).squeeze(2)
 
     def _causal_backbone(self) -> SASRec:
         if not isinstance(self.backbone, SASRec):

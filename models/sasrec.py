@@ -26,7 +26,16 @@ from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape, next_item_batch
 from recsys.errors import ConfigError
-from recsys.layers import BlockStack, Count, Dropout, KeyValues, TransformerConfig, init_weights, interval_buckets
+from recsys.layers import (
+    BlockStack,
+    Count,
+    Dropout,
+    KeyValues,
+    Remembered,
+    TransformerConfig,
+    init_weights,
+    interval_buckets,
+)
 from recsys.losses import CatalogLoss, LossConfig
 from recsys.sequences import IntArray, Windows
 from recsys.text_items import TextItems
@@ -52,20 +61,6 @@ class SASRecConfig(TransformerConfig):
         self.loss.check(self.num_items)
         if self.text_width < 1:
             raise ConfigError(f"{type(self).__name__}: text_width={self.text_width} must be at least 1.")
-
-
-@dataclass(frozen=True)
-class SASRecState:
-    """Cached keys and values of a window of `length` events, one entry a block, and the last event's time [B]."""
-
-    memory: tuple[KeyValues, ...]
-    length: Count
-    timestamp: Int[Tensor, " B"]
-
-    @classmethod
-    def of(cls, memory: tuple[KeyValues, ...], event: Int[Tensor, " B"]) -> "SASRecState":
-        """A state whose times nobody reads, before `event`."""
-        return cls(memory, memory[0].length, torch.zeros_like(event))
 
 
 class SASRec(nn.Module):
@@ -168,36 +163,24 @@ class SASRec(nn.Module):
         """With blocks there is something to remember."""
         return self.config.num_blocks > 0
 
-    def encode_and_remember(self, batch: Histories) -> tuple[Float[Tensor, "1 B D"], tuple[KeyValues, ...]]:
+    def encode_and_remember(self, batch: Histories) -> tuple[Float[Tensor, "1 B D"], Remembered]:
         """The vector of `encode`, and each block's keys and values."""
         state, memory = self.remember_last(batch)
-        return self.predictions(state)[None], memory
+        return self.predictions(state)[None], Remembered(memory, batch.timestamps[:, -1])
 
     def encode_next(
-        self, event: Int[Tensor, " B"], memory: tuple[KeyValues, ...]
-    ) -> tuple[Float[Tensor, "1 B D"], tuple[KeyValues, ...]]:
-        """One more event, for models that read no times."""
-        state, hidden = self.remember_next(SASRecState.of(memory, event), event, torch.zeros_like(event))
-        return self.predictions(hidden)[None], state.memory
-
-    def prefill(self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> SASRecState:
-        """Keys and values of histories of one common length (no padding)."""
-        _, memory = self.remember(history, timestamps)
-        return SASRecState(memory, history.shape[1], timestamps[:, -1])
-
-    def step(
-        self, state: SASRecState, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"]
-    ) -> tuple[SASRecState, Float[Tensor, "B D"]]:
-        """One more event: the new state, and the vector `encode` would give for the longer history."""
-        state, hidden = self.remember_next(state, event, timestamp)
-        return state, self.predictions(hidden)
+        self, past: Remembered, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "1 B D"], Remembered]:
+        """One more event: the vector that `encode` would give for the longer history."""
+        state, past = self.remember_next(past, event, timestamp)
+        return self.predictions(state)[None], past
 
     def remember_next(
-        self, state: SASRecState, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"]
-    ) -> tuple[SASRecState, Float[Tensor, "B D"]]:
-        """One more event: the new state, and the hidden one that `remember_last` would give for the longer history."""
-        if state.length >= self.max_len:
-            raise ValueError(f"the window of max_len={self.max_len} events is full; prefill its last events again")
-        timestamps = torch.stack([state.timestamp, timestamp], dim=1)
-        x, memory = self.blocks.step(self._embedded(event[:, None], timestamps, state.length), state.memory)
-        return SASRecState(memory, state.length + 1, timestamp), x.squeeze(1)
+        self, past: Remembered, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B D"], Remembered]:
+        """The state that `remember_last` would give for the longer history."""
+        if past.length >= self.max_len:
+            raise ValueError(f"the window of max_len={self.max_len} events is full; encode its last events anew")
+        timestamps = torch.stack([past.timestamp, timestamp], dim=1)
+        x, memory = self.blocks.step(self._embedded(event[:, None], timestamps, past.length), past.memory)
+        return x.squeeze(1), Remembered(memory, timestamp)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recsys.batches import Histories, TrainBatch, WindowShape
 from recsys.item_sentences import ItemSentences
-from recsys.layers import KeyValues
+from recsys.layers import Remembered
 from recsys.sequences import IntArray, Windows
 from recsys.splits import TrainingEvents
 
@@ -163,14 +163,14 @@ class Incremental(TrainableRetriever, Protocol):
         """Whether events see only those before them."""
         ...
 
-    def encode_and_remember(self, batch: Histories) -> tuple[Float[Tensor, "S B D"], tuple[KeyValues, ...]]:
-        """What `encode` gives (of a `Reasoner` all `answers`), and each block's keys and values of the events."""
+    def encode_and_remember(self, batch: Histories) -> tuple[Float[Tensor, "S B D"], Remembered]:
+        """What `encode` gives (of a `Reasoner` all `answers`), and what going on needs, if all have one length."""
         ...
 
     def encode_next(
-        self, event: Int[Tensor, " B"], memory: tuple[KeyValues, ...]
-    ) -> tuple[Float[Tensor, "S B D"], tuple[KeyValues, ...]]:
-        """The same for histories one event longer than those of `memory`, of which there are fewer than `max_len`."""
+        self, past: Remembered, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "S B D"], Remembered]:
+        """The same for histories one event longer, up to `max_len`; `past` stays usable."""
         ...
 
 

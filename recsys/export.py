@@ -21,7 +21,7 @@ from recsys.catalog import Catalog
 from recsys.contracts import Incremental, Reasoner, SentenceReader, Tables, TrainableRetriever
 from recsys.errors import BundleError
 from recsys.index import FloatArray, ItemIndex
-from recsys.layers import KeyValues
+from recsys.layers import KeyValues, Remembered
 
 ENCODER_TOLERANCE = 1e-5
 CHECKED_STEPS = 16
@@ -45,7 +45,8 @@ class _Encoder(nn.Module):
         """Named by `outputs_of`."""
         batch = Histories(items, torch.zeros_like(items), lengths)
         if goes_on(self.model):
-            return _outputs(self.model, *self.model.encode_and_remember(batch))
+            answers, past = self.model.encode_and_remember(batch)
+            return _outputs(self.model, answers, past.memory)
         if isinstance(self.model, Reasoner):
             return _outputs(self.model, self.model.answers(batch), ())
         return (self.model.encode(batch),)
@@ -84,9 +85,11 @@ class _Step(nn.Module):
         self, item: Int[Tensor, " B"], keys: Float[Tensor, "N B H T Dh"], values: Float[Tensor, "N B H T Dh"]
     ) -> tuple[Tensor, ...]:
         """Named by `step_outputs_of`."""
-        past = tuple(KeyValues(*pair) for pair in zip(keys.unbind(0), values.unbind(0), strict=True))
-        answers, memory = self.model.encode_next(item, past)
-        return _outputs(self.model, answers, tuple(KeyValues(m.keys[:, :, -1:], m.values[:, :, -1:]) for m in memory))
+        memory = tuple(KeyValues(*pair) for pair in zip(keys.unbind(0), values.unbind(0), strict=True))
+        no_time = torch.zeros_like(item)
+        answers, after = self.model.encode_next(Remembered(memory, no_time), item, no_time)
+        new = tuple(KeyValues(block.keys[:, :, -1:], block.values[:, :, -1:]) for block in after.memory)
+        return _outputs(self.model, answers, new)
 
 
 def goes_on(model: TrainableRetriever) -> TypeGuard[Incremental]:
@@ -157,11 +160,11 @@ def export_step(model: Incremental, max_len: int, path: Path) -> None:
     length = min(max_len - 1, 5)
     with torch.no_grad():
         items = torch.ones((2, length), dtype=torch.int64)
-        _, memory = model.encode_and_remember(Histories(items, items, torch.tensor([length, length])))
-    past = [torch.stack([block.keys for block in memory]), torch.stack([block.values for block in memory])]
+        _, past = model.encode_and_remember(Histories(items, items, torch.tensor([length, length])))
+    keys, values = ([getattr(block, name) for block in past.memory] for name in ("keys", "values"))
     events = {1: BATCH} | ({3: torch.export.Dim("events", min=1, max=max_len - 1)} if max_len > 2 else {})
     shapes = ({0: BATCH}, events, events)
-    example = (torch.ones(2, dtype=torch.int64), *past)
+    example = (torch.ones(2, dtype=torch.int64), torch.stack(keys), torch.stack(values))
     _export(_Step(model), example, ["item", "keys", "values"], step_outputs_of(model), shapes, path)
 
 

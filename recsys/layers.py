@@ -106,6 +106,19 @@ class KeyValues:
 
 
 @dataclass(frozen=True)
+class Remembered:
+    """Of histories of one common length: each block's keys and values, and the last event's time [B]."""
+
+    memory: tuple[KeyValues, ...]
+    timestamp: Int[Tensor, " B"]
+
+    @property
+    def length(self) -> Count:
+        """Events of each history."""
+        return self.memory[0].length
+
+
+@dataclass(frozen=True)
 class Chains:
     """P chains of reasoning a row: behind which event of the window each begins, and which events it sees."""
 

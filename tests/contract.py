@@ -254,6 +254,11 @@ def watched_embeddings(model: Any) -> Iterator[list[Tensor]]:
     handle.remove()
 
 
+def whole(items: Tensor, times: Tensor) -> Histories:
+    """Histories without padding."""
+    return Histories(items, times, torch.full((len(items),), items.shape[1], dtype=torch.int32))
+
+
 class CausalRetrieverContract(RetrieverContract):
     """A retriever whose states look back only, so that keys and values can be cached."""
 
@@ -296,7 +301,7 @@ class CausalRetrieverContract(RetrieverContract):
 
     @torch.no_grad()
     def test_steps_equal_encoding_anew(self) -> None:
-        """200 random sequences: a prefix of any length is prefilled, the other events come one by one."""
+        """200 random sequences: a prefix of any length is encoded, the other events come one by one."""
         model = scrambled(self.fresh())
         rng = np.random.default_rng(0)
         for seed in range(50):
@@ -304,31 +309,31 @@ class CausalRetrieverContract(RetrieverContract):
             known = int(rng.integers(1, length))
             history = torch.tensor(random_histories(4, NUM_ITEMS, length, seed, shortest=length))
             times = self.times(4, length)
-            state = model.prefill(history[:, :known], times[:, :known])
+            _, past = model.encode_and_remember(whole(history[:, :known], times[:, :known]))
             for place in range(known, length):
-                state, vector = model.step(state, history[:, place], times[:, place])
-                longer = Histories(
-                    history[:, : place + 1], times[:, : place + 1], torch.full((4,), place + 1, dtype=torch.int32)
-                )
-                assert_close(vector, model.encode(longer), rtol=1e-5, atol=1e-5)
+                answers, past = model.encode_next(past, history[:, place], times[:, place])
+                longer = whole(history[:, : place + 1], times[:, : place + 1])
+                assert_close(answers[-1], model.encode(longer), rtol=1e-5, atol=1e-5)
+                assert_close(answers, model.encode_and_remember(longer)[0], rtol=1e-5, atol=1e-5)
 
     @torch.no_grad()
     def test_a_step_leaves_the_state_before_it_usable(self) -> None:
         """The service keeps one state a user and may answer twice from it."""
         model = scrambled(self.fresh())
-        state = model.prefill(torch.tensor([[3, 1, 4]]), self.times(1, 3))
+        _, past = model.encode_and_remember(whole(torch.tensor([[3, 1, 4]]), self.times(1, 3)))
         at = self.times(1, 4)[:, -1]
-        _, first = model.step(state, torch.tensor([5]), at)
-        model.step(state, torch.tensor([9]), at + 10**9)
-        _, again = model.step(state, torch.tensor([5]), at)
+        first, _ = model.encode_next(past, torch.tensor([5]), at)
+        model.encode_next(past, torch.tensor([9]), at + 10**9)
+        again, _ = model.encode_next(past, torch.tensor([5]), at)
         assert torch.equal(first, again)
 
     @torch.no_grad()
     def test_a_full_window_is_refused(self) -> None:
         model = scrambled(self.fresh())
-        state = model.prefill(torch.ones((2, model.max_len), dtype=torch.int64), self.times(2, model.max_len))
-        with pytest.raises(ValueError, match=f"window of max_len={model.max_len} events is full; prefill its last"):
-            model.step(state, torch.tensor([1, 2]), torch.tensor([3, 4]))
+        full = whole(torch.ones((2, model.max_len), dtype=torch.int64), self.times(2, model.max_len))
+        _, past = model.encode_and_remember(full)
+        with pytest.raises(ValueError, match=f"window of max_len={model.max_len} events is full; encode its last"):
+            model.encode_next(past, torch.tensor([1, 2]), torch.tensor([3, 4]))
 
 
 class CountingModelContract(ABC):

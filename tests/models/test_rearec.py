@@ -176,7 +176,7 @@ def test_more_steps_than_were_trained_are_refused(steps: int) -> None:
 
 def test_a_bidirectional_backbone_cannot_be_continued() -> None:
     with pytest.raises(TypeError, match="backbone=bert4rec reads both ways"):
-        make(**BACKBONES["bert4rec"]).prefill(torch.ones((1, 2), dtype=torch.int64), torch.zeros((1, 2)).long())
+        make(**BACKBONES["bert4rec"]).encode_and_remember(histories())
 
 
 def test_backbones_are_what_the_config_says() -> None:
