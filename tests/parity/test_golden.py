@@ -11,14 +11,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import PRIME, item_table, store_of
 
 from models.registry import MODELS, model_config
 from recsys.batches import TrainingWindows
-from recsys.contracts import CatalogScorer
+from recsys.contracts import CatalogScorer, SentenceReader
 from recsys.evaluation import mean_metrics, rank_cases
+from recsys.item_sentences import KEY, VALUE, ItemSentences
 from recsys.ranking import RetrieverScorer
 from recsys.splits import TrainingEvents, build_cases, split_last_item
 from recsys.training import Trainer, TrainingConfig
@@ -33,6 +35,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sasrec": {"max_len": 8, "embedding_dim": 16, "ffn_dim": 32},
     "bert4rec": {"max_len": 4, "embedding_dim": 16, "ffn_dim": 32, "last_item_share": 0.5},
     "rearec": {"max_len": 8, "embedding_dim": 16, "ffn_dim": 32},
+    "recformer": {
+        "max_len": 4,
+        "max_tokens": 9,
+        "max_attributes": 1,
+        "attribute_tokens": 2,
+        "vocab_size": PRIME + 5,
+        "embedding_dim": 16,
+        "num_blocks": 1,
+        "num_heads": 2,
+        "ffn_dim": 32,
+        "pooling": "mean",
+    },
 }
 LOSSES: dict[str, dict[str, Any]] = {
     "sampled-softmax": {"negatives": 12, "sampling": "mixed"},
@@ -64,12 +78,23 @@ def measured(case: str) -> dict[str, float]:
         build: Any = config.model_class
         model = build(config.values)
         model.learn_popularity(events.item_counts())
+        if isinstance(model, SentenceReader):
+            model.learn_sentences(words(PRIME), (1, 0, 2))
         losses = train(model, events)
         scorer: CatalogScorer = RetrieverScorer(model.eval(), torch.zeros(PRIME + 1))
     else:
         scorer = config.model_class.fit(config.values, events, item_table(PRIME))
     ranked = rank_cases(scorer, STORE, build_cases(STORE, split, "test", PRIME + 1), PRIME + 1, "keep", (10,))
     return {"ndcg@10": round(mean_metrics(ranked.cases, (10,))["ndcg@10"], 5), **losses}
+
+
+def words(num_items: int) -> ItemSentences:
+    """Of each item a key and a word of its own."""
+    rows = np.arange(num_items + 1, dtype=np.int32)
+    ids = np.stack([np.full_like(rows, 3), rows + 4], axis=1)
+    kinds = np.tile(np.array([KEY, VALUE], dtype=np.int8), (num_items + 1, 1))
+    ids[0] = kinds[0] = 0
+    return ItemSentences(ids, kinds, kinds > 0)
 
 
 def train(model: Any, events: TrainingEvents) -> dict[str, float]:

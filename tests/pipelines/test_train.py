@@ -180,7 +180,7 @@ def test_a_run_with_popular_negatives_knows_the_counts(prepared: Prepared, tmp_p
         (("model.loss.kind=gbce", "model.loss.negatives=512"), "loss: 512 distinct negatives cannot be drawn from"),
         (("model.dropuot=0.1",), r"no setting 'dropuot' \(did you mean 'dropout'\?\)"),
         (("training.epochs=many",), "training of sasrec: epochs='many' is not usable: .*valid integer"),
-        (("training.epochs=0",), "training: epochs=0 must be above 0"),
+        (("training.epochs=0",), "training.epochs=0 keeps weights as they come, and these would be random"),
         (
             ("training.event_dropout=0.2",),
             "train sasrec: .* last learned positions would never be trained; set model.positions to rotary or none",

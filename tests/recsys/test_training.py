@@ -105,7 +105,7 @@ def test_rates_warm_up_and_fall_to_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["epochs", "patience", "batch_size", "accumulation", "learning_rate", "clip_norm", "validation_cases"]
+    "name", ["patience", "batch_size", "accumulation", "learning_rate", "clip_norm", "validation_cases"]
 )
 def test_settings_must_be_above_zero(name: str) -> None:
     value = 0.0 if name in {"learning_rate", "clip_norm"} else 0
@@ -380,3 +380,10 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     fit(trainer)
     moments = [state["exp_avg_sq"].sum() / (1 - 0.999) for state in trainer.optimizer.state.values()]
     assert math.sqrt(sum(moments)) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["epochs", "epoch_batches"])
+def test_settings_that_may_be_zero_must_not_be_below(name: str) -> None:
+    assert getattr(TrainingConfig(**{name: 0}), name) == 0
+    with pytest.raises(ConfigError, match=f"training: {name}=-1 must be at least 0"):
+        TrainingConfig(**{name: -1})
