@@ -44,6 +44,7 @@ from recsys.layers import Dropout, TransformerConfig, init_weights
 from recsys.losses import CatalogLoss, LossConfig, softmax_cross_entropy
 from recsys.sequences import IntArray, Windows
 from recsys.text_encoder import TextBlocks
+from recsys.word_masks import masked_words
 
 KINDS = 3
 TOKENS_AT_ONCE = 8192
@@ -402,7 +403,7 @@ class Recformer(nn.Module):
     ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """Mean over masked tokens, and how many they are."""
         text = self.text(items, lengths)
-        chosen = masked_words(text, self.word_begins(text), self.config.mask_share)
+        chosen = masked_words(text.of_items, self.word_begins(text), self.config.mask_share)
         draws = torch.rand(text.ids.shape, device=text.ids.device)
         shown = torch.where(draws < 1 - KEPT, torch.randint_like(text.ids, self.config.vocab_size), text.ids)
         shown = torch.where(draws < 1 - KEPT - RANDOM, self.special[2], shown)
@@ -412,24 +413,3 @@ class Recformer(nn.Module):
         guesses = torch.cat([guesses, torch.ones_like(guesses[:, :1])], dim=1)
         vocabulary = torch.cat([self.words.weight, self.head_bias[:, None]], dim=1)
         return softmax_cross_entropy(guesses, vocabulary, text.ids[chosen]), chosen.sum()
-
-
-def masked_words(text: Text, starts: Bool[Tensor, "B T"], share: float) -> Bool[Tensor, "B T"]:
-    """Random whole words of together max(1, round(share * tokens)) tokens; one that would exceed that is passed over.
-
-    [CLS] is none of them.
-    """
-    tokens = text.of_items
-    word = (starts.cumsum(dim=1) - 1).clamp(min=0)
-    most = int(word.max()) + 1
-    sizes = torch.zeros(len(word), most, dtype=torch.int64, device=word.device).scatter_add(1, word, tokens.long())
-    budget = (share * tokens.sum(dim=1)).round().clamp(min=1)
-    order = torch.rand(sizes.shape, device=word.device).argsort(dim=1)
-    taken, used = torch.zeros_like(sizes, dtype=torch.bool), torch.zeros_like(budget)
-    for place in range(most):
-        column = order[:, place : place + 1]
-        size = sizes.gather(1, column).squeeze(1)
-        fits = (used + size <= budget) & (size > 0)
-        used = used + size * fits
-        taken.scatter_(1, column, fits[:, None])
-    return taken.gather(1, word) & tokens

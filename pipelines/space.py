@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from models.registry import build_config, model_config
-from pipelines.train import merge, read_yaml
+from pipelines.settings import merge, read_yaml
 from recsys.errors import ConfigError
 from recsys.training import TrainingConfig
 

@@ -14,10 +14,11 @@ from tiny import histories_of, random_histories, windows_of
 from torch import Tensor
 from torch.testing import assert_close
 
-from models.recformer import Recformer, RecformerConfig, Text, masked_words
+from models.recformer import Recformer, RecformerConfig, Text
 from recsys.batches import Histories
 from recsys.errors import ConfigError
 from recsys.item_sentences import KEY, VALUE, ItemSentences
+from recsys.word_masks import masked_words
 
 SPECIAL = FIRST, PADDING, MASK = 1, 3, 2
 VOCABULARY = 60
@@ -234,7 +235,7 @@ class TestPretraining:
 
     def test_rows_at_once_change_memory_and_not_the_gradient(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """With masks that do not depend on how rows are grouped; no pass holds more rows."""
-        monkeypatch.setattr("models.recformer.masked_words", lambda text, starts, _: starts & (text.ids % 3 == 0))
+        monkeypatch.setattr("models.recformer.masked_words", lambda tokens, starts, _: tokens & starts)
         monkeypatch.setattr("models.recformer.KEPT", 0.0)
         monkeypatch.setattr("models.recformer.RANDOM", 0.0)
         gradients, most = [], []
@@ -282,7 +283,7 @@ def test_masks_take_whole_words_up_to_the_share(seed: int, share: float) -> None
     batch = histories_of(histories)
     text = model.text(batch.items, batch.lengths)
     starts = model.word_begins(text)
-    chosen = masked_words(text, starts, share)
+    chosen = masked_words(text.of_items, starts, share)
     tokens = text.real & (text.places != 0)
     assert not chosen[~tokens].any(), "neither [CLS] nor padding"
     for row in range(6):
@@ -316,7 +317,7 @@ def test_of_masked_tokens_eight_in_ten_are_the_mask_and_one_is_random(monkeypatc
         torch.manual_seed(seed)
         model._word_loss(histories.items, histories.lengths)
         torch.manual_seed(seed)
-        chosen = masked_words(text, model.word_begins(text), model.config.mask_share)
+        chosen = masked_words(text.of_items, model.word_begins(text), model.config.mask_share)
         ids, before = shown[-1].ids, text.ids
         assert torch.equal(ids[~chosen], before[~chosen])
         masked, same = ids[chosen] == MASK, ids[chosen] == before[chosen]

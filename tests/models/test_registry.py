@@ -10,11 +10,12 @@ from tiny import events_of, histories_of, item_table
 from torch import nn
 
 from models.registry import FLOORS, MODELS, build_config, model_config, preset
-from pipelines.train import TrainingConfig, deep_merged
+from pipelines.settings import deep_merged
 from recsys.contracts import CountingModel, TrainableRetriever
 from recsys.errors import ConfigError
 from recsys.layers import Dropout
 from recsys.losses import LossConfig
+from recsys.training import TrainingConfig
 
 HERE = Path(__file__).parent
 PRESETS = [

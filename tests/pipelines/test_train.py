@@ -16,7 +16,8 @@ from models.markov import Markov, MarkovConfig
 from pipelines.loading import run_model
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
-from pipelines.train import TrainConfig, deep_merged, make_plan, parse_setting, train
+from pipelines.settings import deep_merged, parse_setting
+from pipelines.train import TrainConfig, make_plan, train
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import mean_metrics, rank_cases
 from recsys.losses import LossConfig
