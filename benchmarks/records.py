@@ -29,7 +29,8 @@ RECORDS = HERE / "records"
 class Experiment:
     """One dataset under one protocol, and the models trained on it; an entry of experiments.yaml.
 
-    `combined`: in place of a source, several (source and ingest each), put together by `recsys combine`.
+    `combined`: in place of a source, several (source and ingest each), put together by `recsys combine`. Not `ranked`:
+    its runs are only there for others to begin with, and ranking its many cases would cost more than training.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Experiment:
     seeds: int
     published: list[dict[str, Any]]
     remarks: list[str]
+    ranked: bool = True
 
     def log(self, work: Path) -> Path:
         """The log: below RECSYS_DATA, or MovieLens-100K as the demo has it."""
@@ -113,7 +115,10 @@ def write_record(experiment: Experiment, model: str, seed: int, run: Run) -> Non
     path = record_file(experiment, model, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     counts, manifest = run.manifest["counts"], run.manifest
-    epochs = [json.loads(line) for line in (run.folder / EPOCHS).read_text(encoding="utf-8").splitlines()]
+    path_of_epochs = run.folder / EPOCHS
+    lines = path_of_epochs.read_text(encoding="utf-8").splitlines() if path_of_epochs.exists() else []
+    epochs = [json.loads(line) for line in lines]
+    best = counts.get("best_epoch", 0)
     report = json.loads((run.evaluation("test") / REPORT).read_text(encoding="utf-8"))
     write_json(
         path,
@@ -123,11 +128,11 @@ def write_record(experiment: Experiment, model: str, seed: int, run: Run) -> Non
             "config": run.config,
             "metrics": report["metrics"],
             "segments": {name: part["metrics"]["ndcg@10"] for name, part in report["segments"].items()},
-            "best_epoch": counts["best_epoch"],
-            "best_validation_ndcg@10": counts["best_validation_ndcg@10"],
-            "epochs": counts["epochs"],
-            "parameters": counts["parameters"],
-            "seconds_to_best": round(sum(epoch["seconds"] for epoch in epochs[: counts["best_epoch"]]), 1),
+            "best_epoch": best,
+            "best_validation_ndcg@10": counts.get("best_validation_ndcg@10"),
+            "epochs": len(epochs),
+            "parameters": counts.get("parameters", 0),
+            "seconds_to_best": round(sum(epoch["seconds"] for epoch in epochs[:best]), 1),
             "seconds_per_epoch": round(sum(epoch["seconds"] for epoch in epochs) / max(1, len(epochs)), 2),
             "validation_curve": [round(epoch["ndcg@10"], 5) for epoch in epochs if "ndcg@10" in epoch],
             **{key: manifest[key] for key in ("created", "machine", "commit", "libraries")},

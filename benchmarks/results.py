@@ -29,9 +29,10 @@ from benchmarks.results_page import PAGE, page
 from pipelines.combine import CombineConfig, combine
 from pipelines.evaluate import CASES, EvaluateConfig, evaluate
 from pipelines.ingest import IngestConfig, ingest
+from pipelines.plan import TrainConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
-from pipelines.train import TrainConfig, train
+from pipelines.train import train
 from recsys.prepared import open_prepared
 from recsys.runs import Run, open_run
 
@@ -110,6 +111,8 @@ def run_one(experiment: Experiment, model: str, seed: int, work: Path, reporter:
         )
         reporter.say(f"{experiment.name}: {model}, seed {seed}")
         train(config, reporter)
+    if not experiment.ranked:
+        return
     evaluation = evaluate(EvaluateConfig(runs=(run,)), reporter)
     write_record(experiment, model, seed, open_run(run))
     for variant in contrasts_with(experiment, model):

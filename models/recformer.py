@@ -257,9 +257,11 @@ class Recformer(nn.Module):
         )
 
     def _text_length(self, sizes: Int[Tensor, "B L"]) -> int:
-        """T: that of the longest text; in a graph that is exported, the longest there can be."""
+        """T: that of the longest text; in a graph that is exported, the longest there can be of so many items."""
         if torch.compiler.is_exporting():
-            return self.config.max_tokens
+            any_number = not isinstance(sizes.shape[1], int)
+            longest = self.config.max_tokens if any_number else 1 + sizes.shape[1] * self.config.sentence_tokens
+            return min(self.config.max_tokens, longest)
         return min(self.config.max_tokens, 1 + int(sizes.sum(dim=1).max()))
 
     def _embedded(self, text: Text) -> Float[Tensor, "B T D"]:
@@ -291,6 +293,11 @@ class Recformer(nn.Module):
     def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V D"]:
         """Of length 1, as they were when last made."""
         return self.item_matrix if rows is None else self.item_matrix[rows]
+
+    def read_items(self, tables: Tables) -> Float[Tensor, "N D"]:
+        """Vectors, of length 1, of items with these sentences."""
+        rows = torch.arange(tables.tokens.shape[0], device=tables.tokens.device)
+        return self._read(rows[:, None], torch.ones_like(rows), tables)
 
     @torch.no_grad()
     def make_item_matrix(self) -> None:

@@ -9,12 +9,14 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from models.bert4rec import BERT4Rec, BERT4RecConfig
+from models.hierarchical import Hierarchical, HierarchicalConfig
 from models.item_knn import ItemKNN, ItemKNNConfig
 from models.markov import Markov, MarkovConfig
 from models.popularity import Popularity, PopularityConfig
 from models.rearec import ReaRec, ReaRecConfig
 from models.recformer import Recformer, RecformerConfig
 from models.sasrec import SASRec, SASRecConfig
+from models.text_similarity import TextSimilarity, TextSimilarityConfig
 from models.tfidf import Tfidf, TfidfConfig
 from recsys.errors import ConfigError
 
@@ -24,10 +26,12 @@ MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "markov": (Markov, MarkovConfig),
     "item-knn": (ItemKNN, ItemKNNConfig),
     "tfidf": (Tfidf, TfidfConfig),
+    "text-similarity": (TextSimilarity, TextSimilarityConfig),
     "sasrec": (SASRec, SASRecConfig),
     "bert4rec": (BERT4Rec, BERT4RecConfig),
     "rearec": (ReaRec, ReaRecConfig),
     "recformer": (Recformer, RecformerConfig),
+    "hierarchical": (Hierarchical, HierarchicalConfig),
 }
 
 FLOORS = ("popularity", "popularity-recent", "markov", "item-knn", "tfidf")
@@ -49,6 +53,11 @@ class ModelConfig:
     def reads_sentences(self) -> bool:
         """Whether its class is a `SentenceReader`."""
         return hasattr(self.model_class, "learn_sentences")
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether its class is a `Student`."""
+        return hasattr(self.model_class, "learn_from")
 
     def as_dict(self) -> dict[str, Any]:
         """For manifests, bundles and MLflow."""

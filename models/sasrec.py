@@ -38,7 +38,7 @@ from recsys.layers import (
 )
 from recsys.losses import CatalogLoss, LossConfig
 from recsys.sequences import IntArray, Windows
-from recsys.text_items import TextItems
+from recsys.text_items import TextControl, TextItems
 
 NORM_EPS = 1e-8
 
@@ -53,6 +53,7 @@ class SASRecConfig(TransformerConfig):
     text_encoder: str | None = None
     text_revision: str | None = None
     text_width: int = 384
+    text_control: TextControl = "none"
     cosine: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
 

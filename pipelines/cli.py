@@ -181,6 +181,10 @@ def train(
             help="A finished run of the same model whose weights this one begins with; its data may be others."
         ),
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="A finished recformer run on the same data, which model hierarchical learns from."),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="A named preset of the model in place of its default, e.g. demo.")
     ] = None,
@@ -200,7 +204,7 @@ def train(
 
     Several processes: `torchrun --nproc-per-node 2 -m pipelines.cli train ...`
     """
-    from pipelines.train import TrainConfig
+    from pipelines.plan import TrainConfig
     from pipelines.train import train as run_training
 
     run = run_training(
@@ -210,6 +214,7 @@ def train(
             out=out,
             refit=refit,
             init=init,
+            teacher=teacher,
             preset=preset,
             config_file=config,
             settings=tuple(set),

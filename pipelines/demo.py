@@ -17,10 +17,11 @@ from pipelines.export import ExportConfig, export
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.loading import run_scorer
 from pipelines.movielens import movielens_100k
+from pipelines.plan import TrainConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
 from pipelines.tables import evaluation_table
-from pipelines.train import TrainConfig, train
+from pipelines.train import train
 from recsys.batches import Histories
 from recsys.evaluation import seen_mask
 from recsys.prepared import Prepared

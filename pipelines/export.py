@@ -11,6 +11,7 @@ import torch
 from models.registry import ModelConfig
 from pipelines.evaluate import HEADLINE, REPORT
 from pipelines.loading import no_history, run_model, text_network
+from pipelines.plan import earlier_run
 from recsys.batches import Histories
 from recsys.bundle import TOKENIZER, Bundle, ModelCard, SentenceCard, open_bundle
 from recsys.contracts import TrainableRetriever
@@ -50,10 +51,12 @@ def export(config: ExportConfig) -> Bundle:
             "no times of events yet; train with model.time_buckets=0 to serve."
         )
     fallback = no_history(prepared, run.fit_on)
-    network = text_network(resolved, prepared)
-    if network is not None and network.identity != run.config["text_encoder"]:
+    teacher_run = earlier_run(run, "teacher")
+    reader_config, teacher = (resolved, None) if teacher_run is None else run_model(teacher_run, prepared)
+    network = text_network(reader_config, prepared)
+    if network is not None and network.identity != (known := (teacher_run or run).config["text_encoder"]):
         raise ConfigError(
-            f"export: {config.run} was trained with the text encoder {run.config['text_encoder']}, and {network.place} "
+            f"export: {config.run} was trained with the text encoder {known}, and {network.place} "
             f"is {network.identity}; bring the one of training, whose tokeniser the bundle takes along."
         )
     card = ModelCard(
@@ -62,18 +65,18 @@ def export(config: ExportConfig) -> Bundle:
         max_len=retriever.max_len,
         seen=prepared.seen,
         no_history=fallback.description,
-        sentences=None if network is None else sentence_card(resolved, prepared),
+        sentences=None if network is None else sentence_card(reader_config, prepared),
     )
     with writing_step(
         "export", config.out, config={"run": str(config.run)}, inputs=[config.run], overwrite=config.overwrite
     ) as step:
         metrics = evaluation_metrics(run, prepared.seen)
         write_bundle_files(
-            step.folder, retriever, card, prepared.catalog, prepared.items, fallback.scores.numpy(), metrics
+            step.folder, retriever, card, prepared.catalog, prepared.items, fallback.scores.numpy(), metrics, teacher
         )
         if network is not None:
             network.plain_tokenizer.save(str(step.folder / TOKENIZER))
-        difference = check_encoder(retriever, step.folder, real_histories(prepared, retriever.max_len))
+        difference = check_encoder(retriever, step.folder, real_histories(prepared, retriever.max_len), teacher)
         step.counts.update({
             "items": prepared.catalog.num_items,
             "width": int(retriever.item_vectors().shape[1]),

@@ -20,6 +20,7 @@ from recsys.ranking import RetrieverScorer
 from recsys.runs import WEIGHTS, Run
 from recsys.splits import FitOn, Part
 from recsys.text_encoder import encoder_shape, first_position, network_weights
+from recsys.text_items import controlled
 from recsys.text_vectors import SentenceEncoder, default_store, text_vectors
 
 
@@ -68,7 +69,7 @@ def no_history(prepared: Prepared, fit_on: FitOn) -> NoHistory:
 
 def text_encoder(config: ModelConfig, prepared: Prepared) -> SentenceEncoder | None:
     """The encoder of a model whose items are made of text, None for others."""
-    if getattr(config.values, "items", "table") == "table":
+    if getattr(config.values, "items", "table") == "table" or config.has_teacher:
         return None
     if not has_text(prepared.items):
         raise DataError(
@@ -138,16 +139,17 @@ def start_from(model: torch.nn.Module, run: Run, prepared: Prepared) -> None:
     model.load_state_dict({name: stored[name] for name in taken}, strict=False)
 
 
-def text_features(prepared: Prepared, encoder: SentenceEncoder, width: int, reporter: Reporter) -> torch.Tensor:
-    """Vectors [V, F] of all items' texts, padding's first; encoded once for all runs."""
-    if encoder.width != width:
+def text_features(prepared: Prepared, encoder: SentenceEncoder, values: Any, reporter: Reporter) -> torch.Tensor:
+    """Vectors [V, F] of all items' texts, padding's first, as the model's config `values` want them; encoded once."""
+    if encoder.width != values.text_width:
         raise ConfigError(
-            f"train: model.text_width={width}, and the encoder's vectors have {encoder.width} numbers; set "
+            f"train: model.text_width={values.text_width}, and the encoder's vectors have {encoder.width} numbers; set "
             f"model.text_width={encoder.width}."
         )
     texts = ["", *item_texts(prepared.items)]
     with reporter.task("encode item texts", len(texts)) as advance:
-        return torch.from_numpy(text_vectors(texts, encoder, default_store(), advance))
+        vectors = text_vectors(texts, encoder, default_store(), advance)
+    return torch.from_numpy(controlled(vectors, values.text_control))
 
 
 def fit_floor(name: str, prepared: Prepared, part: Part) -> CatalogScorer:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.plan import Plan, TrainConfig, make_plan
 from pipelines.space import FIXED, Sections, Space, check_names, read_space, resolved, with_settings
-from pipelines.train import Plan, TrainConfig, make_plan
 from pipelines.trials import Trial
 from recsys.errors import ConfigError
 from recsys.prepared import Prepared

@@ -16,11 +16,12 @@ import torch
 import yaml
 
 from pipelines.loading import run_scorer
+from pipelines.plan import TrainConfig
 from pipelines.reporter import Reporter
 from pipelines.search import Search, SweepConfig, make_search
 from pipelines.space import flat
 from pipelines.sweep_results import RUNS, Sweep, run_folder, words, write_results
-from pipelines.train import WATCHED, TrainConfig, train, watched_cases, watched_metrics
+from pipelines.train import WATCHED, train, watched_cases, watched_metrics
 from pipelines.trials import STORAGE, Figures, Trial, Trials, open_trials
 from recsys.errors import DataError, RecsysError
 from recsys.prepared import Prepared

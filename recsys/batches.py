@@ -152,6 +152,14 @@ class TrainingWindows:
         ends = stops[users] - back * stride
         return cls(users=users, starts=np.maximum(0, ends - shape.length), stops=ends)
 
+    def of_users(self, share: float) -> "TrainingWindows":
+        """Those of a fixed random share of the users, whose smaller shares are parts of its larger ones."""
+        if share == 1 or not len(self):
+            return self
+        drawn = np.random.default_rng(0).random(int(self.users.max()) + 1) < share
+        kept = drawn[self.users]
+        return TrainingWindows(users=self.users[kept], starts=self.starts[kept], stops=self.stops[kept])
+
     def __len__(self) -> int:
         return len(self.users)
 

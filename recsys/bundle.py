@@ -11,6 +11,10 @@ step.onnx             of such a model: item [B] i64 and the memory of shorter hi
 sentences.npz         of a model that reads texts: ids, kinds, starts [V, W] of all items; ids and kinds are inputs of
                       its encoder.onnx: a service adds rows of its own
 tokenizer.json        what made them
+features.npy          of a model over a teacher's item vectors: those, f32[V, F], an input of its graphs, to which a
+                      service adds rows
+items.onnx            what reads new items for it: tokens, kinds [N, W] -> features [N, F], vectors [N, D]; with
+                      tokenizer.json
 index.faiss           inner products with item vectors
 catalog.parquet       item_id <-> item_idx
 items.parquet         what an answer may show of an item, in catalogue order
@@ -35,6 +39,7 @@ from recsys.steps import MANIFEST, read_manifest, sha256
 
 ENCODER, STEP = "encoder.onnx", "step.onnx"
 SENTENCES, TOKENIZER = "sentences.npz", "tokenizer.json"
+FEATURES, ITEM_READER = "features.npy", "items.onnx"
 BUNDLE_FILES = (
     "model.json",
     "model.safetensors",
@@ -88,6 +93,7 @@ class Bundle:
     index: ItemIndex
     no_history: FloatArray
     sentences: ItemSentences | None
+    features: FloatArray | None
     metrics: dict[str, Any]
     manifest: dict[str, Any]
 
@@ -95,6 +101,11 @@ class Bundle:
     def encoder(self) -> Path:
         """The ONNX graph."""
         return self.folder / ENCODER
+
+    @property
+    def item_reader(self) -> Path | None:
+        """The graph that reads new items, of a model over a teacher's item vectors."""
+        return self.folder / ITEM_READER if ITEM_READER in self.manifest["files"] else None
 
     @property
     def tokenizer(self) -> Path:
@@ -116,6 +127,7 @@ def open_bundle(folder: Path) -> Bundle:
             f"{folder}: bundle format {card['bundle_format']}, but this version reads {BUNDLE_FORMAT}; "
             "export the run again."
         )
+    over_features = ITEM_READER in manifest["files"]
     return Bundle(
         folder=folder,
         version=sha256(folder / MANIFEST)[:12],
@@ -124,7 +136,8 @@ def open_bundle(folder: Path) -> Bundle:
         items=pl.read_parquet(folder / "items.parquet"),
         index=ItemIndex.load(folder / "index.faiss"),
         no_history=np.load(folder / "no_history.npy"),
-        sentences=_load_sentences(folder) if card.get("sentences") else None,
+        sentences=_load_sentences(folder) if card.get("sentences") and not over_features else None,
+        features=np.load(folder / FEATURES) if over_features else None,
         metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
         manifest=manifest,
     )

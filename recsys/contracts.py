@@ -102,6 +102,38 @@ class TextReader(TrainableRetriever, Protocol):
         ...
 
 
+@runtime_checkable
+class Teaching(Protocol):
+    """A trained model of another kind, as one that learns from it sees it."""
+
+    @property
+    def item_vectors(self) -> Float[Tensor, "V F"]:
+        """Of all item rows, padding's is zero."""
+        ...
+
+    def encode(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B F"]:
+        """Vectors of histories, on the device of `items`; a score is the inner product."""
+        ...
+
+
+@runtime_checkable
+class Student(TrainableRetriever, Protocol):
+    """A retriever whose items are a teacher's item vectors, and that learns what the teacher expects."""
+
+    def learn_from(self, teacher: Teaching) -> None:
+        """Called once before training."""
+        ...
+
+    @property
+    def features(self) -> Float[Tensor, "V F"]:
+        """The teacher's vectors of all item rows: its buffer `items.features`."""
+        ...
+
+    def vectors_of(self, features: Float[Tensor, "N F"]) -> Float[Tensor, "N D"]:
+        """What `item_vectors` would give items of which the teacher says this."""
+        ...
+
+
 @dataclass(frozen=True)
 class Tables:
     """Sentences of the items: token ids and kinds, see `recsys.item_sentences`."""
@@ -133,6 +165,10 @@ class SentenceReader(TrainableRetriever, Protocol):
 
     def encode(self, batch: Histories, tables: Tables | None = None) -> Float[Tensor, "B D"]:
         """Vectors of histories, over other sentences than those of training where given."""
+        ...
+
+    def read_items(self, tables: Tables) -> Float[Tensor, "N D"]:
+        """Vectors of items with these sentences, as `item_vectors` has them when refreshed."""
         ...
 
     def refresh_items(self) -> None:

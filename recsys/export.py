@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from recsys.batches import Histories
-from recsys.bundle import ENCODER, SENTENCES, STEP, ModelCard, save_sentences
+from recsys.bundle import ENCODER, FEATURES, ITEM_READER, SENTENCES, STEP, ModelCard, save_sentences
 from recsys.catalog import Catalog
-from recsys.contracts import Incremental, Reasoner, SentenceReader, Tables, TrainableRetriever
+from recsys.contracts import Incremental, Reasoner, SentenceReader, Student, Tables, TrainableRetriever
 from recsys.errors import BundleError
 from recsys.index import FloatArray, ItemIndex
 from recsys.layers import KeyValues, Remembered
@@ -72,6 +73,34 @@ class _Reader(nn.Module):
         return self.model.encode(Histories(items, torch.zeros_like(items), lengths), Tables(tokens, kinds))
 
 
+class _OverFeatures(nn.Module):
+    """A graph of a `Student`, whose items' features are its last input: a service may bring items of its own."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the graph gives."""
+        outputs: tuple[Tensor, ...] = functional_call(self.inner, {"model.items.features": inputs[-1]}, inputs[:-1])
+        return outputs
+
+
+class _ItemReader(nn.Module):
+    """Sentences of items to the student's features and vectors of them."""
+
+    def __init__(self, teacher: SentenceReader, student: Student) -> None:
+        super().__init__()
+        self.teacher, self.student = teacher, student
+
+    def forward(
+        self, tokens: Int[Tensor, "N W"], kinds: Int[Tensor, "N W"]
+    ) -> tuple[Float[Tensor, "N F"], Float[Tensor, "N D"]]:
+        """Inputs of the encoder, and what histories are compared with."""
+        features = self.teacher.read_items(Tables(tokens, kinds))
+        return features, self.student.vectors_of(features)
+
+
 class _Step(nn.Module):
     """`encode_next` with plain tensors; only the new event's keys and values come out."""
 
@@ -115,6 +144,13 @@ def _outputs(
     return (answers[-1], *((answers,) if isinstance(model, Reasoner) else ()), *keys_values)
 
 
+def tables_of(model: TrainableRetriever) -> dict[str, Tensor]:
+    """Inputs of a model's graphs with a row an item, by name: what a service has to grow for new items."""
+    if isinstance(model, SentenceReader):
+        return {"tokens": model.tables.tokens, "kinds": model.tables.kinds}
+    return {"features": model.features} if isinstance(model, Student) else {}
+
+
 def write_bundle_files(
     folder: Path,
     model: TrainableRetriever,
@@ -123,8 +159,12 @@ def write_bundle_files(
     items: pl.DataFrame,
     no_history: FloatArray,
     metrics: dict[str, Any],
+    teacher: SentenceReader | None = None,
 ) -> None:
-    """Writes every file of `recsys.bundle.BUNDLE_FILES` into an existing folder."""
+    """Writes every file of `recsys.bundle.BUNDLE_FILES` into an existing folder, and those that `model` has besides.
+
+    `teacher`: what a `Student` learned from; it reads new items.
+    """
     model.cpu().eval()
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
     export_encoder(model, card.max_len, folder / ENCODER)
@@ -132,6 +172,9 @@ def write_bundle_files(
         export_step(model, card.max_len, folder / STEP)
     if isinstance(model, SentenceReader):
         save_sentences(folder / SENTENCES, model.sentences())
+    if isinstance(model, Student) and teacher is not None:
+        np.save(folder / FEATURES, model.features.numpy())
+        export_item_reader(teacher, model, folder / ITEM_READER)
     with torch.no_grad():
         ItemIndex.build(model.item_vectors().numpy()).save(folder / "index.faiss")
     catalog.save(folder / "catalog.parquet")
@@ -146,13 +189,21 @@ def export_encoder(model: TrainableRetriever, max_len: int, path: Path) -> None:
     length = min(max_len, 7)
     example = (torch.ones((2, length), dtype=torch.int64), torch.tensor([length, 1], dtype=torch.int32))
     events = {1: torch.export.Dim("events", min=1, max=max_len)} if max_len > 1 else {}
-    if isinstance(model, SentenceReader):
-        rows = {0: torch.export.Dim("rows", min=2, max=MOST_ROWS)}
-        inputs = (*example, model.tables.tokens, model.tables.kinds)
-        shapes = ({0: BATCH} | events, {0: BATCH}, rows, rows)
-        _export(_Reader(model), inputs, ["items", "lengths", "tokens", "kinds"], ["vectors"], shapes, path)
-        return
-    _export(_Encoder(model), example, ["items", "lengths"], outputs_of(model), ({0: BATCH} | events, {0: BATCH}), path)
+    graph = _Reader(model) if isinstance(model, SentenceReader) else _Encoder(model)
+    shapes = ({0: BATCH} | events, {0: BATCH})
+    _export(_with_features(model, graph), model, example, ["items", "lengths"], outputs_of(model), shapes, path)
+
+
+def export_item_reader(teacher: SentenceReader, student: Student, path: Path) -> None:
+    """Writes the ONNX graph that reads new items, any number at once."""
+    graph = _ItemReader(teacher, student)
+    rows = {0: torch.export.Dim("new", min=1, max=BATCH.max)}
+    example = (teacher.tables.tokens[1:3], teacher.tables.kinds[1:3])
+    _write(graph, example, ["tokens", "kinds"], ["features", "vectors"], (rows, rows), path)
+
+
+def _with_features(model: TrainableRetriever, graph: nn.Module) -> nn.Module:
+    return _OverFeatures(graph) if isinstance(model, Student) else graph
 
 
 def export_step(model: Incremental, max_len: int, path: Path) -> None:
@@ -165,10 +216,27 @@ def export_step(model: Incremental, max_len: int, path: Path) -> None:
     events = {1: BATCH} | ({3: torch.export.Dim("events", min=1, max=max_len - 1)} if max_len > 2 else {})
     shapes = ({0: BATCH}, events, events)
     example = (torch.ones(2, dtype=torch.int64), torch.stack(keys), torch.stack(values))
-    _export(_Step(model), example, ["item", "keys", "values"], step_outputs_of(model), shapes, path)
+    graph = _with_features(model, _Step(model))
+    _export(graph, model, example, ["item", "keys", "values"], step_outputs_of(model), shapes, path)
 
 
 def _export(
+    graph: nn.Module,
+    model: TrainableRetriever,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    shapes: tuple[Any, ...],
+    path: Path,
+) -> None:
+    """Writes a graph whose last inputs are the model's tables."""
+    tables, rows = tables_of(model), {0: torch.export.Dim("rows", min=2, max=MOST_ROWS)}
+    shapes = (*shapes, *[rows] * len(tables))
+    given = (shapes,) if isinstance(graph, _OverFeatures) else shapes  # of `*inputs` as one
+    _write(graph, (*example, *tables.values()), [*inputs, *tables], outputs, given, path)
+
+
+def _write(
     graph: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], shapes: Any, path: Path
 ) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -187,7 +255,9 @@ def _export(
         )
 
 
-def check_encoder(model: TrainableRetriever, folder: Path, batch: Histories) -> float:
+def check_encoder(
+    model: TrainableRetriever, folder: Path, batch: Histories, teacher: SentenceReader | None = None
+) -> float:
     """Largest difference between torch and a bundle's graphs on `batch`; a `BundleError` beyond the tolerance."""
     encoder = _session(folder / ENCODER)
     vectors = encoder.run(["vectors"], _inputs(model, encoder, batch))[0]
@@ -197,7 +267,18 @@ def check_encoder(model: TrainableRetriever, folder: Path, batch: Histories) -> 
         difference = max(difference, _agreed(folder / ENCODER, _encoded(model, batch), answers))
     if (folder / STEP).exists():
         difference = max(difference, _check_step(model, folder, batch))
+    if isinstance(model, Student) and teacher is not None:
+        difference = max(difference, _check_item_reader(teacher, model, folder / ITEM_READER))
     return difference
+
+
+@torch.no_grad()
+def _check_item_reader(teacher: SentenceReader, student: Student, path: Path) -> float:
+    """The first items of the catalogue, read anew."""
+    tables = Tables(*(table[1 : 1 + CHECKED_STEPS] for table in (teacher.tables.tokens, teacher.tables.kinds)))
+    found = _session(path).run(None, {"tokens": tables.tokens.numpy(), "kinds": tables.kinds.numpy()})
+    expected = _ItemReader(teacher, student)(tables.tokens, tables.kinds)
+    return max(_agreed(path, *pair) for pair in zip(expected, found, strict=True))
 
 
 def _check_step(model: TrainableRetriever, folder: Path, batch: Histories) -> float:
@@ -212,9 +293,8 @@ def _check_step(model: TrainableRetriever, folder: Path, batch: Histories) -> fl
         )
         memory = encoder.run(["keys", "values"], _inputs(model, encoder, shorter))
         output = "answers" if isinstance(model, Reasoner) else "vectors"
-        (found,) = step.run(
-            [output], dict(zip(("item", "keys", "values"), (items[:, -1].numpy(), *memory), strict=True))
-        )
+        given = {"item": items[:, -1].numpy(), "keys": memory[0], "values": memory[1]}
+        (found,) = step.run([output], given | {name: table.numpy() for name, table in tables_of(model).items()})
         expected = _encoded(model, Histories(items, torch.zeros_like(items), batch.lengths[row : row + 1]))
         differences.append(_agreed(folder / STEP, expected if output == "answers" else expected[-1], found))
     return max(differences)
@@ -222,9 +302,7 @@ def _check_step(model: TrainableRetriever, folder: Path, batch: Histories) -> fl
 
 def _inputs(model: TrainableRetriever, graph: onnxruntime.InferenceSession, batch: Histories) -> dict[str, Any]:
     """What the graph asks for."""
-    inputs = {"items": batch.items, "lengths": batch.lengths}
-    if isinstance(model, SentenceReader):
-        inputs |= {"tokens": model.tables.tokens, "kinds": model.tables.kinds}
+    inputs = {"items": batch.items, "lengths": batch.lengths} | tables_of(model)
     return {entry.name: inputs[entry.name].numpy() for entry in graph.get_inputs()}
 
 

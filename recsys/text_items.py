@@ -9,6 +9,7 @@ noise in training alone. Dimensions: V item rows (row 0 is padding), F width of 
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from recsys.layers import Dropout
 
 TextAdaptor = Literal["morec", "unisrec"]
+TextControl = Literal["none", "shuffled", "random"]
 EXPERTS, EXPERT_DROPOUT, LEAST_NOISE = 8, 0.2, 1e-2
 
 
@@ -35,15 +37,15 @@ class TextItems(nn.Module):
 
     def forward(self, rows: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
         """Vectors of some items; padding's is zero."""
-        return self._adapted(self.features[rows]) * (rows != 0)[..., None]
+        return self.adapted(self.features[rows]) * (rows != 0)[..., None]
 
     @property
     def weight(self) -> Float[Tensor, "V D"]:
         """Vectors of all items."""
-        return torch.cat([torch.zeros_like(self.without_text)[None], self._adapted(self.features[1:])])
+        return torch.cat([torch.zeros_like(self.without_text)[None], self.adapted(self.features[1:])])
 
-    def _adapted(self, features: Float[Tensor, "*N F"]) -> Float[Tensor, "*N D"]:
-        """A zero feature row is no text: adapted, it would be next to zero, and so without a direction."""
+    def adapted(self, features: Float[Tensor, "*N F"]) -> Float[Tensor, "*N D"]:
+        """Vectors of items with these features; zeros are no text, and adapted would have next to no direction."""
         described = features.any(dim=-1, keepdim=True)
         return torch.where(described, self.adaptor(features), self.without_text)
 
@@ -71,3 +73,18 @@ class WhiteningExperts(nn.Module):
             [(self.dropout(x) - shift) @ matrix.T for shift, matrix in zip(self.shift, matrices, strict=True)], dim=-2
         )
         return (shares[..., None] * whitened).sum(dim=-2)
+
+
+def controlled(vectors: Float[np.ndarray, "V F"], control: TextControl) -> Float[np.ndarray, "V F"]:
+    """What tells whether meaning helps: items with a text get each other's vectors, or random ones as long."""
+    if control == "none":
+        return vectors
+    described = np.flatnonzero(vectors.any(axis=1))
+    rng, changed = np.random.default_rng(0), vectors.copy()
+    if control == "shuffled":
+        changed[described] = vectors[rng.permutation(described)]
+        return changed
+    drawn = rng.normal(size=(len(described), vectors.shape[1]))
+    lengths = np.linalg.norm(vectors[described], axis=1) / np.linalg.norm(drawn, axis=1)
+    changed[described] = drawn * lengths[:, None]
+    return changed

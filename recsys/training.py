@@ -34,7 +34,8 @@ class TrainingConfig:
     """How a model is trained.
 
     `batch_size` counts windows of all processes together; an epoch has at most `epoch_batches` of them, drawn anew, or
-    with 0 all; of more than `validation_cases` a fixed sample is ranked.
+    with 0 all; of more than `validation_cases` a fixed sample is ranked. Of all users a fixed `user_share` is learned
+    from, to see how much data a model needs (smaller shares are parts of larger ones).
     `event_dropout` is the probability that an event of a window is left out, drawn anew every time it comes.
     With `averaging` above 0 the weights that are validated and kept are an exponential average over steps, of this
     decay (Polyak & Juditsky, 1992): what single steps of sparse data add as noise cancels out.
@@ -52,6 +53,7 @@ class TrainingConfig:
     clip_norm: float = 5.0
     averaging: float = 0.0
     event_dropout: float = 0.0
+    user_share: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
     checkpoint_seconds: float = 60.0
@@ -74,6 +76,8 @@ class TrainingConfig:
         for name in ("averaging", "event_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"training: {name}={getattr(self, name)} must lie in [0, 1).")
+        if not 0 < self.user_share <= 1:
+            raise ConfigError(f"training: user_share={self.user_share} must lie in (0, 1].")
         if self.accumulation > self.batch_size:
             raise ConfigError(
                 f"training: accumulation={self.accumulation} cannot divide a batch of batch_size={self.batch_size}."
@@ -113,7 +117,10 @@ class Trainer:
         tracker: Tracker | None = None,
     ) -> None:
         if len(windows) == 0:
-            raise DataError("training: no user has two training events, so there is no next item to learn from.")
+            raise DataError(
+                f"training: no user has two training events (user_share={config.user_share}), so there is no next item "
+                "to learn from."
+            )
         self.store, self.windows, self.config, self.seed = store, windows, config, seed
         self.checkpoints = folder / "checkpoints"
         self.accelerator = make_accelerator(config, uneven=isinstance(model, SentenceReader))

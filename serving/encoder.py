@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -10,12 +10,19 @@ import onnxruntime
 from recsys.errors import BundleError
 from recsys.index import FloatArray
 from recsys.sequences import IntArray
-from serving.sentences import TokenTables
 
-INPUTS = {"items", "lengths", "tokens", "kinds"}
+INPUTS = {"items", "lengths", "tokens", "kinds", "features"}
 MEMORY, NEW_MEMORY = ("keys", "values"), ("new_keys", "new_values")
 EVENTS = 3
 """The axis of memory [N, 1, H, L, Dh] that grows."""
+
+
+class ItemInputs(Protocol):
+    """Tables with a row an item that some graphs are given beside the history."""
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """By their names in the graph."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,15 +48,15 @@ class Encoding:
 class Encoder:
     """A bundle's graphs; may be called from many threads, and computes in the caller's thread alone.
 
-    `tables` are what a model that reads texts is given beside the history; others may be put in their place.
+    `tables` are what a model that is made of texts is given beside the history; others may be put in their place.
     `most_steps` is how far its model reasons, 0 for one that does not; `step` is the graph that goes on from an encoded
     history, where the bundle has one.
     """
 
-    def __init__(self, path: Path, step: Path | None = None, tables: TokenTables | None = None) -> None:
+    def __init__(self, path: Path, step: Path | None = None, tables: ItemInputs | None = None) -> None:
         self.tables = tables
-        self._session = _session(path)
-        self._step = None if step is None else _session(step)
+        self._session = graph_session(path)
+        self._step = None if step is None else graph_session(step)
         outputs = {entry.name: entry.shape for entry in self._session.get_outputs()}
         self.most_steps: int = outputs["answers"][0] - 1 if "answers" in outputs else 0
         self._inputs = [entry.name for entry in self._session.get_inputs()]
@@ -69,11 +76,9 @@ class Encoder:
         """Whether an encoded history can be continued."""
         return self._step is not None
 
-    def encode(self, rows: IntArray, tables: TokenTables | None = None) -> Encoding:
+    def encode(self, rows: IntArray, tables: ItemInputs | None = None) -> Encoding:
         """One history of at least one item row, oldest first; over other `tables` than its own where given."""
-        given = {"items": rows[None], "lengths": np.array([len(rows)], dtype=np.int32)}
-        tables = tables or self.tables
-        given |= {} if tables is None else tables.inputs()
+        given = {"items": rows[None], "lengths": np.array([len(rows)], dtype=np.int32)} | _inputs(tables or self.tables)
         outputs = [self._vectors, *(MEMORY if self._step else ())]
         return _encoding(self._session.run(outputs, {name: given[name] for name in self._inputs}))
 
@@ -81,7 +86,7 @@ class Encoder:
         """The history of `before` with one event more; both stay usable."""
         assert self._step is not None
         inputs = {"item": np.array([row], dtype=np.int64), **dict(zip(MEMORY, before.memory, strict=True))}
-        after = _encoding(self._step.run([self._vectors, *NEW_MEMORY], inputs))
+        after = _encoding(self._step.run([self._vectors, *NEW_MEMORY], inputs | _inputs(self.tables)))
         both = zip(before.memory, after.memory, strict=True)
         return Encoding(after.vectors, tuple(np.concatenate(parts, axis=EVENTS) for parts in both))
 
@@ -95,13 +100,18 @@ class Encoder:
         return np.allclose(by_step, self.encode(rows).vectors, rtol=1e-3, atol=1e-3)
 
 
+def _inputs(tables: ItemInputs | None) -> dict[str, np.ndarray]:
+    return {} if tables is None else tables.inputs()
+
+
 def _encoding(outputs: list[Any]) -> Encoding:
     """`answers` [S, 1, D] or `vectors` [1, D], then memory."""
     vectors, *memory = outputs
     return Encoding(vectors[:, 0] if vectors.ndim == 3 else vectors, tuple(memory))
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def graph_session(path: Path) -> onnxruntime.InferenceSession:
+    """A graph that computes in the caller's thread alone; a `BundleError` where it cannot be loaded."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

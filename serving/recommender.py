@@ -205,6 +205,8 @@ def _check_fit(bundle: Bundle, encoder: Encoder) -> None:
         "step.onnx does not go on from encoder.onnx": encoder.goes_on and not encoder.steps_agree(),
         "sentences.npz has other rows than the catalogue": bundle.sentences is not None
         and len(bundle.sentences.ids) != num_items + 1,
+        "features.npy has other rows than the catalogue": bundle.features is not None
+        and len(bundle.features) != num_items + 1,
         "encoder.onnx gives vectors that are not finite": not np.isfinite(vector).all(),
     }
     if found := [complaint for complaint, holds in complaints.items() if holds]:

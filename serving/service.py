@@ -16,7 +16,7 @@ from serving.items import ItemTable
 from serving.messages import Item, ItemDetails, ScoredItem
 from serving.new_items import ItemStore, NewItem
 from serving.recommender import Query, Recommender
-from serving.sentences import Reader, TokenTables
+from serving.sentences import Reader, item_inputs, open_reader
 from serving.settings import Settings
 from serving.state import SqliteState, UserState
 
@@ -40,8 +40,7 @@ class Service:
     def open(cls, folder: Path, settings: Settings) -> "Service":
         """Verifies the bundle, loads it, answers a first history; a `RecsysError` where anything is amiss."""
         bundle = open_bundle(folder)
-        known = bundle.sentences
-        encoder = Encoder(bundle.encoder, bundle.step, None if known is None else TokenTables(known.ids, known.kinds))
+        encoder = Encoder(bundle.encoder, bundle.step, item_inputs(bundle))
         with ExitStack() as opened:
             state = SqliteState(settings.state, settings.history_limit)
             opened.callback(state.close)
@@ -57,7 +56,7 @@ class Service:
                 items=ItemTable(bundle.items, bundle.no_history),
                 state=state,
                 encoder=encoder,
-                reader=Reader.of(bundle),
+                reader=open_reader(bundle, encoder),
                 store=store,
             )
             service._admit_stored()
@@ -94,20 +93,18 @@ class Service:
     def _admit(self, items: list[NewItem], keep: Callable[[list[NewItem]], None]) -> None:
         """All that can fail comes first, then `keep`; then what others see, and at the end the way to find an item."""
         assert self.reader is not None
-        assert self.encoder.tables is not None
         rows, free = {}, self.recommender.num_rows
         for item in items:
             known = self.row(item.item_id)
             rows[item.item_id] = free if known is None else known
             free += known is None
-        sentences = self.reader.sentences([self.reader.read(item.attributes) for item in items])
-        tables = self.encoder.tables.written(list(rows.values()), sentences)
-        encoded = [self.encoder.encode(np.array([row]), tables).vector()[0] for row in rows.values()]
+        read = [self.reader.read(item.attributes) for item in items]
+        tables, vectors = self.reader.write(list(rows.values()), read)
         keep(items)
         for item in items:
             self.items.write(rows[item.item_id], item)
         self.encoder.tables = tables
-        self.recommender.admit(rows, self.reader.item_vector(np.stack(encoded)))
+        self.recommender.admit(rows, vectors)
 
     def row(self, item_id: str) -> int | None:
         """The item's row, or None where neither the catalogue nor a client has named it."""

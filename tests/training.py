@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from pipelines.plan import TrainConfig
 from pipelines.reporter import Reporter
-from pipelines.train import TrainConfig, train
+from pipelines.train import train
 from recsys.prepared import Prepared
 from recsys.runs import Run
 

@@ -10,9 +10,10 @@ from builders import random_rows, write_dataset
 
 from pipelines.compare import CompareConfig, compare
 from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.plan import TrainConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
-from pipelines.train import TrainConfig, train
+from pipelines.train import train
 from recsys.errors import DataError
 from recsys.metrics import ndcg_at_k
 from recsys.prepared import Prepared

@@ -15,10 +15,11 @@ from rich.console import Console
 from pipelines import evaluate as evaluate_module
 from pipelines import loading as loading_module
 from pipelines.evaluate import EvaluateConfig, Evaluation, common_data, evaluate, open_evaluation, verdict
+from pipelines.plan import TrainConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
 from pipelines.tables import evaluation_table, segment_table
-from pipelines.train import TrainConfig, train
+from pipelines.train import train
 from recsys.errors import ConfigError, DataError
 from recsys.metrics import case_metrics
 from recsys.prepared import Prepared

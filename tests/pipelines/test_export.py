@@ -14,9 +14,10 @@ from pipelines import export as export_module
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export, real_histories
 from pipelines.loading import run_model, run_scorer
+from pipelines.plan import TrainConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
-from pipelines.train import TrainConfig, train
+from pipelines.train import train
 from recsys.batches import Histories
 from recsys.bundle import Bundle, open_bundle
 from recsys.errors import BundleError, ConfigError, DataError

@@ -22,10 +22,11 @@ from tiny import tiny_prepared
 from training import FILES_OF_A_CHECKPOINT, killed_while_saving
 
 from models.registry import preset
+from pipelines.plan import TrainConfig
 from pipelines.reporter import Reporter
 from pipelines.sweep import locked
 from pipelines.sweep_results import Sweep, best_table
-from pipelines.train import TrainConfig, train
+from pipelines.train import train
 from recsys import checkpoints
 from recsys.errors import DataError
 from recsys.prepared import Prepared, open_prepared

@@ -14,10 +14,11 @@ from training import epochs, trained
 
 from models.markov import Markov, MarkovConfig
 from pipelines.loading import run_model
+from pipelines.plan import TrainConfig, make_plan
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
 from pipelines.settings import deep_merged, parse_setting
-from pipelines.train import TrainConfig, make_plan, train
+from pipelines.train import train
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import mean_metrics, rank_cases
 from recsys.losses import LossConfig

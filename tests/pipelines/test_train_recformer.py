@@ -13,40 +13,29 @@ import pytest
 import torch
 from builders import random_rows, write_dataset
 from safetensors.torch import load_file
-from tiny import tiny_bert
+from shops import COLOURS, THINGS, shop, shop_encoder, small
 from training import assert_same_weights, epochs
 
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export
 from pipelines.loading import run_scorer
+from pipelines.plan import TrainConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
-from pipelines.train import TrainConfig, train
+from pipelines.train import train
 from recsys.batches import Histories
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared
 from recsys.runs import Run, open_run
 from recsys.sequences import SequenceStore
 
-COLOURS = ("red", "blue", "green", "old", "new")
-THINGS = ("shoe", "hat", "book", "saw", "lamp", "cup", "door")
 MATRIX = "item_matrix"
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    return tiny_bert(tmp_path_factory.mktemp("encoder"), ("title", "brand", *COLOURS, *THINGS))
-
-
-def shop(folder: Path, seed: int, users: int = 40, items: int = 25) -> Prepared:
-    """Items with a colour and a thing for a title; one of them without."""
-    rows = random_rows(seed, users, items, 700)
-    names = sorted({item for _, item, _ in rows})
-    titles = [None if number == 3 else f"{COLOURS[number % 5]} {THINGS[number % 7]}" for number in range(len(names))]
-    dataset = write_dataset(folder / "dataset", rows, pl.DataFrame({"item_id": names, "title": titles}))
-    return prepare(PrepareConfig(dataset=dataset, out=folder / "prepared"))
+    return shop_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +46,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture(scope="module")
 def goal(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return shop(tmp_path_factory.mktemp("goal"), 2, users=30, items=20)
-
-
-def small(encoder: Path) -> tuple[str, ...]:
-    """Settings of the tiny encoder."""
-    sizes = ("vocab_size=19", "embedding_dim=12", "num_blocks=1", "num_heads=2", "ffn_dim=8", "max_tokens=40")
-    model = tuple(f"model.{size}" for size in (*sizes, "max_len=6", f"text_encoder={encoder}"))
-    training = ("epochs=2", "batch_size=8", "learning_rate=0.001", "precision=fp32")
-    return (*model, *(f"training.{setting}" for setting in training))
 
 
 @pytest.fixture

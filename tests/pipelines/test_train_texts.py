@@ -14,9 +14,10 @@ from training import trained
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export
 from pipelines.loading import run_scorer
+from pipelines.plan import TrainConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
-from pipelines.train import TrainConfig, train
+from pipelines.train import train
 from recsys.batches import Histories
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared

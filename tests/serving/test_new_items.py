@@ -16,10 +16,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from models.hierarchical import Hierarchical, HierarchicalConfig, Teacher
 from models.recformer import Recformer, RecformerConfig
 from recsys.batches import Histories
 from recsys.bundle import ModelCard, SentenceCard
 from recsys.catalog import Catalog
+from recsys.contracts import TrainableRetriever
 from recsys.export import write_bundle_files
 from recsys.item_sentences import attribute_names, item_attributes, item_sentences
 from recsys.steps import MANIFEST, sha256, writing_step
@@ -47,16 +49,21 @@ class Shop:
         items = pl.DataFrame({"item_id": catalog.item_ids, "title": titles, "brand": [None] * NUM_ITEMS}).cast(
             pl.String
         )
-        self.model = self.network(NUM_ITEMS)
-        self.learn(self.model, items)
+        self.items = items
+        self.recformer = self.network(NUM_ITEMS)
+        self.learn(self.recformer, items)
+        self.model = self.over(self.recformer)
         card = ModelCard(
             name="recformer", config={}, max_len=6, seen="exclude", no_history="popularity", sentences=CARD
         )
         no_history = np.arange(NUM_ITEMS + 1, dtype=np.float32)
         with writing_step("export", folder, config={}) as step:
-            write_bundle_files(step.folder, self.model, card, catalog, items, no_history, {})
+            write_bundle_files(step.folder, self.model, card, catalog, items, no_history, {}, self.recformer)
             tokenizer.save(str(step.folder / "tokenizer.json"))
-        self.items = items
+
+    def over(self, recformer: Recformer) -> TrainableRetriever:
+        """What is served: here the network itself."""
+        return recformer
 
     def network(self, num_items: int) -> Recformer:
         """Large weights, for vectors that differ."""
@@ -73,19 +80,34 @@ class Shop:
         model.learn_sentences(item_sentences(attributes, self.tokenizer, CARD.attribute_tokens), SPECIAL)
         model.refresh_items()
 
-    def grown(self, *items: dict[str, Any]) -> Recformer:
-        """The same network over the catalogue with further items, as training would have it."""
+    def grown(self, *items: dict[str, Any]) -> TrainableRetriever:
+        """The same model over the catalogue with further items, as training would have it."""
         rows = [{"item_id": item["item_id"], "title": item.get("title"), "brand": item.get("brand")} for item in items]
         table = pl.concat([self.items, pl.DataFrame(rows, schema=self.items.schema)])
         model = self.network(len(table))
-        model.load_state_dict(dict(self.model.named_parameters()), strict=False)
+        model.load_state_dict(dict(self.recformer.named_parameters()), strict=False)
         self.learn(model, table)
-        return model
+        return self.over(model)
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return Shop(tmp_path_factory.mktemp("shop") / "bundle")
+class HierarchicalShop(Shop):
+    """The same items behind a model that goes on from one event to the next, over the network's item vectors."""
+
+    def over(self, recformer: Recformer) -> Hierarchical:
+        torch.manual_seed(5)
+        sizes = {"max_len": 6, "embedding_dim": 12, "num_blocks": 1, "num_heads": 2, "ffn_dim": 16, "text_width": 16}
+        student = Hierarchical(HierarchicalConfig(num_items=len(recformer.item_matrix) - 1, cosine=True, **sizes))
+        with torch.no_grad():
+            for weights in student.parameters():
+                weights += 0.3 * torch.randn_like(weights)
+        student.learn_from(Teacher(recformer))
+        return student.eval()
+
+
+@pytest.fixture(scope="module", params=[Shop, HierarchicalShop], ids=["tokens", "hierarchical"])
+def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    made: Shop = request.param(tmp_path_factory.mktemp("shop") / "bundle")
+    return made
 
 
 @pytest.fixture
@@ -93,7 +115,7 @@ def client(client_of: Any, shop: Shop) -> TestClient:
     return client_of(shop)
 
 
-def scores(model: Recformer, history: list[int]) -> np.ndarray:
+def scores(model: TrainableRetriever, history: list[int]) -> np.ndarray:
     """Torch's, of every row; seen ones and padding are -inf."""
     items = torch.tensor([history[-6:]])
     batch = Histories(items, torch.zeros_like(items), torch.tensor([items.shape[1]], dtype=torch.int32))
@@ -215,9 +237,9 @@ def test_what_cannot_be_added_is_refused_whole(client: TestClient, item: Any, st
 
 def test_an_item_that_fails_leaves_nothing_behind(client_of: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     client = client_of(shop)
-    encoder = client.app.state.service.encoder
+    reader = client.app.state.service.reader
     with monkeypatch.context() as patch:
-        patch.setattr(encoder, "encode", lambda *_: 1 / 0)
+        patch.setattr(reader, "write", lambda *_: 1 / 0)
         post(client, [LAMP, DOOR], 500)
     assert client.get("/version").json()["new_items"] == 0
     assert client.get("/v1/items/lamp").status_code == 404

@@ -1,0 +1,252 @@
+"""What a training is to do: every setting resolved and checked before anything is written."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.registry import ModelConfig, build_config, model_config, preset
+from pipelines.loading import stored_config, text_encoder, text_network
+from pipelines.settings import merge, parse_setting, read_yaml
+from recsys.errors import ConfigError, DataError
+from recsys.prepared import Prepared, open_prepared
+from recsys.pretrained import Pretrained
+from recsys.runs import WEIGHTS, Run, open_run
+from recsys.splits import FitOn, TrainingEvents
+from recsys.text_vectors import SentenceEncoder
+from recsys.training import TrainingConfig
+
+SAME_AT_THE_START = (
+    "num_heads",
+    "norm",
+    "activation",
+    "gated",
+    "positions",
+    "recency",
+    "attention_window",
+    "pooling",
+    "text_encoder",
+    "text_revision",
+    "items",
+    "backbone",
+)
+"""Settings without which weights of the right shapes mean something else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of `recsys train`; `settings` are texts `section.key=value`, which win over file and preset.
+
+    `refit`: a finished run of the same model, trained anew with its settings on training and validation events, for
+    as many epochs as were best; what ships should know the latest events. `init`: a finished run whose weights this
+    one begins with, perhaps of other data. `teacher`: a finished run of another model on the same data, to learn from.
+    """
+
+    data: Path
+    model: str
+    out: Path
+    refit: Path | None = None
+    init: Path | None = None
+    teacher: Path | None = None
+    preset: str | None = None
+    config_file: Path | None = None
+    settings: tuple[str, ...] = ()
+    seed: int = 0
+    tracking: bool = True
+    restart: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training with every setting resolved."""
+
+    prepared: Prepared
+    model: ModelConfig
+    training: TrainingConfig
+    seed: int
+    stop_after: int | None = None
+    fit_on: FitOn = "train"
+    selected: dict[str, float] = field(default_factory=dict)
+    encoder: SentenceEncoder | None = None
+    network: Pretrained | None = None
+    start: Run | None = None
+    teacher: Run | None = None
+
+    @property
+    def events(self) -> TrainingEvents:
+        """What may be learned from."""
+        return self.prepared.training_events(self.fit_on)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The config as resolved: what the run's `config.yaml` holds."""
+        sections = {
+            "name": self.model.name,
+            "data": self.prepared.fingerprint,
+            "fit_on": self.fit_on,
+            "seed": self.seed,
+            "stop_after": self.stop_after,
+            "model": self.model.as_dict(),
+        }
+        if text := self.encoder or self.network:
+            sections["text_encoder"] = text.identity
+        for name, run in (("init", self.start), ("teacher", self.teacher)):
+            if run is not None:
+                sections[name] = str(run.folder.resolve())
+                sections[f"{name}_weights"] = run.manifest["files"][WEIGHTS]
+        return sections | ({"training": asdict(self.training)} if self.by_gradient else {})
+
+    @property
+    def by_gradient(self) -> bool:
+        """False for counting models."""
+        return issubclass(self.model.model_class, torch.nn.Module)
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """Preset, then the config file, then single settings, the later wins; or all from the run to refit.
+
+    Every setting is checked here, before anything is written.
+    """
+    prepared = open_prepared(config.data)
+    if config.refit is not None:
+        return refit_plan(config, open_run(config.refit), prepared)
+    sections = preset(config.model, config.preset)
+    known = set(sections)
+    if config.config_file is not None:
+        merge(sections, read_yaml(config.config_file), str(config.config_file), known)
+    for setting in config.settings:
+        merge(sections, parse_setting(setting), f"--set {setting}", known)
+    model = model_config(config.model, sections["model"], prepared.catalog.num_items)
+    if getattr(model.values, "time_buckets", 0) and prepared.time == "order":
+        raise DataError(
+            f"train {config.model}: model.time_buckets needs times, and {prepared.folder} only knows the order of "
+            "events; set model.time_buckets=0 or ingest a log with timestamps."
+        )
+    training = build_config(TrainingConfig, sections.get("training", {}), f"training of {config.model}")
+    if training.event_dropout:
+        check_event_dropout(model)
+    if training.epochs == 0 and config.init is None and not model.reads_sentences:
+        raise ConfigError(
+            f"train {model.name}: training.epochs=0 keeps weights as they come, and these would be random; give "
+            "--init, or train at least one epoch."
+        )
+    if training.averaging and model.reads_sentences:
+        raise ConfigError(
+            f"train {model.name}: training.averaging={training.averaging} averages weights but not the item matrix "
+            "made of them; set training.averaging=0."
+        )
+    return Plan(
+        prepared=prepared,
+        model=model,
+        training=training,
+        seed=config.seed,
+        encoder=text_encoder(model, prepared),
+        network=text_network(model, prepared),
+        start=None if config.init is None else checked_start(open_run(config.init), model),
+        teacher=checked_teacher(config.teacher, model, training, prepared),
+    )
+
+
+def check_event_dropout(model: ModelConfig) -> None:
+    """Refuses settings that windows with gaps would mislead."""
+    if getattr(model.values, "positions", None) == "learned":
+        raise ConfigError(
+            f"train {model.name}: training.event_dropout shortens windows, so the last learned positions would "
+            "never be trained; set model.positions to rotary or none, or training.event_dropout=0."
+        )
+    if (loss := getattr(model.values, "loss", None)) is not None and loss.kind == "bce":
+        raise ConfigError(
+            f"train {model.name}: training.event_dropout hides events, and model.loss.kind=bce would take them for "
+            "items that the user does not know; choose another loss, or training.event_dropout=0."
+        )
+
+
+def refit_plan(config: TrainConfig, run: Run, prepared: Prepared) -> Plan:
+    """The run's own settings, seed and schedule up to its best epoch, on everything before the test part."""
+    if config.preset or config.config_file or config.settings or config.init or config.teacher:
+        raise ConfigError(
+            f"train: --refit takes every setting from {run.folder}; drop --preset, --config, --set, --init, --teacher."
+        )
+    if run.model != config.model or run.prepared().fingerprint != prepared.fingerprint or run.fit_on != "train":
+        raise DataError(
+            f"train: {run.folder} is a {run.model!r} run on {run.fit_on} of {run.prepared().folder}; --refit needs a "
+            f"{config.model!r} run on train of {prepared.folder}."
+        )
+    counts, model = run.manifest["counts"], stored_config(run, prepared)
+    return Plan(
+        prepared=prepared,
+        model=model,
+        encoder=text_encoder(model, prepared),
+        network=text_network(model, prepared),
+        start=earlier_run(run, "init"),
+        teacher=earlier_run(run, "teacher"),
+        training=build_config(TrainingConfig, run.config.get("training", {}), "training"),
+        seed=run.config["seed"],
+        stop_after=counts.get("best_epoch"),
+        fit_on="train+validation",
+        selected={key: value for key, value in counts.items() if key.startswith("best_")},
+    )
+
+
+def checked_start(start: Run, model: ModelConfig) -> Run:
+    """The run to begin with, refused where its weights would mean something else here."""
+    if start.model != model.name or not issubclass(model.model_class, torch.nn.Module):
+        raise ConfigError(
+            f"train --init {start.folder}: is a run of {start.model!r}, and {model.name!r} is trained; weights go from "
+            "a model trained by gradient to the same one."
+        )
+    for name in SAME_AT_THE_START:
+        here, there = getattr(model.values, name, None), start.config["model"].get(name)
+        if here != there:
+            raise ConfigError(
+                f"train --init {start.folder}: model.{name} is {there} there and {here} here; the same weights would "
+                f"compute something else. Give --set model.{name}={there}."
+            )
+    return start
+
+
+def checked_teacher(
+    folder: Path | None, model: ModelConfig, training: TrainingConfig, prepared: Prepared
+) -> Run | None:
+    """The run to learn from, refused where it knows other items or events that are to be predicted."""
+    if (folder is None) == model.has_teacher:
+        raise ConfigError(
+            f"train {model.name}: learns from another run; name a finished recformer run by --teacher."
+            if model.has_teacher
+            else f"train {model.name}: learns from events alone; drop --teacher, or train a model such as hierarchical."
+        )
+    if folder is None:
+        return None
+    run = open_run(folder)
+    if run.model != "recformer" or run.prepared().fingerprint != prepared.fingerprint or run.fit_on != "train":
+        raise DataError(
+            f"train --teacher {folder}: is a {run.model!r} run on {run.fit_on} of {run.prepared().folder}; one of "
+            f"'recformer' on train of {prepared.folder} is needed."
+        )
+    if run.config["model"]["objective"] != "match":
+        raise ConfigError(
+            f"train --teacher {folder}: was pretrained, and knows no matrix of these items; begin a recformer run with "
+            "it (--init, with --set training.epochs=0 as it is) and name that one."
+        )
+    if (width := run.config["model"]["embedding_dim"]) != model.values.text_width:
+        raise ConfigError(
+            f"train --teacher {folder}: its vectors have {width} numbers, and "
+            f"model.text_width={model.values.text_width}; give --set model.text_width={width}."
+        )
+    if training.event_dropout and model.values.distillation:
+        raise ConfigError(
+            f"train {model.name}: training.event_dropout makes new histories every time, and the teacher would have to "
+            "read each; set training.event_dropout=0 or model.distillation=0."
+        )
+    return run
+
+
+def earlier_run(run: Run, role: str) -> Run | None:
+    """The run that this one began with (`init`) or learned from (`teacher`), checked to be as it was."""
+    if role not in run.config:
+        return None
+    earlier = open_run(Path(run.config[role]))
+    if earlier.manifest["files"][WEIGHTS] != run.config[f"{role}_weights"]:
+        raise DataError(f"{run.folder}: {earlier.folder}, its {role}, has other weights since; train it again.")
+    return earlier
