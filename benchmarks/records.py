@@ -65,15 +65,16 @@ class Experiment:
         sections = preset(base["model"], base.get("preset"))
         content = [self.ingest, self.prepare, options, base, sections]
         content += [self.combined] if self.combined else []
-        if "init" in options:
-            experiment, start = self.start_of(model)
-            content.append(experiment.settings_hash(start))
+        for role in ("init", "teacher"):
+            if role in options:
+                experiment, earlier = self.earlier(model, role)
+                content.append(experiment.settings_hash(earlier))
         return _hash(content)
 
-    def start_of(self, model: str) -> tuple["Experiment", str]:
-        """Of a model that begins with another's weights (`init: MODEL` or `EXPERIMENT:MODEL`), where that is."""
-        name, _, start = self.models[model]["init"].rpartition(":")
-        return next(entry for entry in read_experiments() if entry.name == (name or self.name)), start
+    def earlier(self, model: str, role: str) -> tuple["Experiment", str]:
+        """What a model begins with (`init`) or learns from (`teacher`): `MODEL` or `EXPERIMENT:MODEL`."""
+        name, _, earlier = self.models[model][role].rpartition(":")
+        return next(entry for entry in read_experiments() if entry.name == (name or self.name)), earlier
 
 
 def _hash(content: list[Any]) -> str:

@@ -103,7 +103,8 @@ def run_one(experiment: Experiment, model: str, seed: int, work: Path, reporter:
             model=options["model"],
             out=run,
             refit=refit,
-            init=start_folder(experiment, work, model, seed) if "init" in options else None,
+            init=earlier_folder(experiment, work, model, seed, "init"),
+            teacher=earlier_folder(experiment, work, model, seed, "teacher"),
             preset=options.get("preset"),
             settings=tuple(options.get("set", ())),
             seed=seed,
@@ -122,10 +123,12 @@ def run_one(experiment: Experiment, model: str, seed: int, work: Path, reporter:
         write_floors(experiment, open_prepared(folder / "prepared").manifest["counts"], dict(evaluation.floors))
 
 
-def start_folder(experiment: Experiment, work: Path, model: str, seed: int) -> Path:
-    """The run whose weights a model begins with: of the same seed in its own experiment, of seed 0 in another."""
-    other, start = experiment.start_of(model)
-    return run_folder(other, work / other.name, start, seed if other.name == experiment.name else 0)
+def earlier_folder(experiment: Experiment, work: Path, model: str, seed: int, role: str) -> Path | None:
+    """The run that a model begins with or learns from: of the same seed in its own experiment, of seed 0 in another."""
+    if role not in experiment.models[model]:
+        return None
+    other, earlier = experiment.earlier(model, role)
+    return run_folder(other, work / other.name, earlier, seed if other.name == experiment.name else 0)
 
 
 def contrasts_with(experiment: Experiment, model: str) -> list[str]:
