@@ -172,6 +172,7 @@ class Recformer(nn.Module):
             self.head_norm = nn.LayerNorm(width, config.norm_eps)
             self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.catalog_loss = CatalogLoss(config.loss, config.num_items)
+        self.up_to_date = torch.zeros(rows, dtype=torch.bool)  # item vectors that are those of the weights as they are
         self.apply(init_weights)
         self.words.weight.requires_grad_(config.train_words)
 
@@ -207,6 +208,13 @@ class Recformer(nn.Module):
         self.first_with_text[1:] = first[same]
         if not torch.equal(before, self.tokens):
             self.item_matrix.zero_()
+
+    def keep_items(self, tokens: Int[Tensor, "N W"], kinds: Int[Tensor, "N W"], matrix: Float[Tensor, "N D"]) -> None:
+        """Takes vectors that these weights made of other items, for items with the same sentence."""
+        known = {_written(*row): place for place, row in enumerate(zip(tokens, kinds, strict=True))}
+        for row, sentence in enumerate(zip(self.tokens, self.token_kinds, strict=True)):
+            if row and (place := known.get(_written(*sentence))) is not None:
+                self.item_matrix[row], self.up_to_date[row] = matrix[place], True
 
     def learn_network(self, weights: Mapping[str, Tensor]) -> None:
         """Starts from an encoder pretrained on language, see `recsys.text_encoder.network_weights`.
@@ -300,14 +308,18 @@ class Recformer(nn.Module):
         return self._read(rows[:, None], torch.ones_like(rows), tables)
 
     @torch.no_grad()
-    def make_item_matrix(self) -> None:
-        """Encodes every text of the catalogue once, the shortest first and as many at once as fill a batch."""
+    def make_item_matrix(self) -> int:
+        """Encodes texts of the catalogue, each once, the shortest first and as many at once as fill a batch; how many.
+
+        Those that are `up_to_date` are left out, until training goes on.
+        """
         training = self.training
         self.eval()
         sizes = 1 + (self.token_kinds != NO_TOKEN).sum(dim=1)
         rows = torch.arange(len(self.tokens), device=self.tokens.device)
-        chosen = rows[1:][self.first_with_text[1:] == rows[1:]]
+        chosen = rows[1:][(self.first_with_text[1:] == rows[1:]) & ~self.up_to_date[1:].to(rows.device)]
         chosen = chosen[sizes[chosen].argsort(stable=True)]
+        texts = len(chosen)
         while len(chosen):
             longest_first = sizes[chosen] * (1 + torch.arange(len(chosen), device=chosen.device))
             count = max(1, int((longest_first <= TOKENS_AT_ONCE).sum()))
@@ -318,6 +330,7 @@ class Recformer(nn.Module):
         self.item_matrix.copy_(self.item_matrix[self.first_with_text])
         self.item_matrix[0] = 0
         self.train(training)
+        return texts
 
     @torch.no_grad()
     def refresh_items(self) -> None:
@@ -362,6 +375,7 @@ class Recformer(nn.Module):
 
     def loss(self, batch: TrainBatch) -> Float[Tensor, ""]:
         """Of the objective, mean over rows that have a target."""
+        self.up_to_date.zero_()
         target = batch.target.amax(dim=1)
         wanted = target != 0
         if self.config.objective == "match":
@@ -420,3 +434,9 @@ class Recformer(nn.Module):
         guesses = torch.cat([guesses, torch.ones_like(guesses[:, :1])], dim=1)
         vocabulary = torch.cat([self.words.weight, self.head_bias[:, None]], dim=1)
         return softmax_cross_entropy(guesses, vocabulary, text.ids[chosen]), chosen.sum()
+
+
+def _written(tokens: Int[Tensor, " W"], kinds: Int[Tensor, " W"]) -> bytes:
+    """A sentence as a key, however wide its row is."""
+    length = int((kinds != NO_TOKEN).sum())
+    return torch.stack([tokens[:length].long(), kinds[:length].long()]).cpu().numpy().tobytes()

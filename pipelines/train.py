@@ -10,7 +10,7 @@ import polars as pl
 import torch
 import yaml
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from models.hierarchical import Teacher
 from pipelines.loading import language, run_model, sentences, start_from, text_features
@@ -152,6 +152,14 @@ def begin_with_language(model: SentenceReader, plan: Plan, network: Pretrained) 
     model.learn_sentences(sentences(plan.model, plan.prepared, network), network.special_tokens)
     if plan.start is None:
         model.learn_network(language(network))
+    elif made_its_matrix(plan.start):
+        stored = load_file(plan.start.folder / WEIGHTS)
+        model.keep_items(stored["tokens"], stored["token_kinds"], stored["item_matrix"])
+
+
+def made_its_matrix(run: Run) -> bool:
+    """Whether a run's item matrix is what its weights make of the texts."""
+    return run.config["model"]["objective"] == "match" and run.config["model"]["item_matrix"] == "refreshed"
 
 
 def validation(plan: Plan, trainer: Trainer) -> Callable[[], dict[str, float]]:

@@ -154,6 +154,10 @@ class SentenceReader(TrainableRetriever, Protocol):
         """Called before training that starts from no other run: weights of the pretrained encoder."""
         ...
 
+    def keep_items(self, tokens: Int[Tensor, "N W"], kinds: Int[Tensor, "N W"], matrix: Float[Tensor, "N D"]) -> None:
+        """Called before training that starts from another run: vectors that its weights made of these sentences."""
+        ...
+
     def sentences(self) -> ItemSentences:
         """What it learned of the items' texts."""
         ...

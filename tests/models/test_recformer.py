@@ -170,6 +170,31 @@ def test_a_frozen_matrix_is_made_once() -> None:
     assert not torch.equal(refreshed.item_vectors(), before)
 
 
+def test_vectors_of_known_sentences_are_taken_and_only_changed_ones_are_read() -> None:
+    """Until training goes on: then every vector is another."""
+    torch.manual_seed(0)
+    first = scrambled(make(num_items=12))
+    assert first.make_item_matrix() == 12
+    later = make(num_items=15, attribute_tokens=WIDTH + 2)
+    later.load_state_dict(dict(first.named_parameters()), strict=False)
+    known = sentences(12)
+    rows = [0, *range(3, 13), 2, 1, 7, 7, 7]  # in another order; three new ones
+    ids, kinds, starts = (table[rows].copy() for table in (known.ids, known.kinds, known.starts))
+    ids[13:, 1] = [3, 4, 5]
+    ids[4, 2] += 1  # an edited title
+    kept = first.item_matrix.clone()
+    later.learn_sentences(ItemSentences(ids, kinds, starts), SPECIAL)
+    later.keep_items(first.tokens, first.token_kinds, first.item_matrix)
+    assert later.make_item_matrix() == 4
+    unchanged = [row for row in range(1, 13) if row != 4]
+    assert torch.equal(later.item_matrix[unchanged], kept[[rows[row] for row in unchanged]])
+    taken = later.item_matrix.clone()
+    assert later.make_item_matrix() == 4
+    later.train().loss(random_batch(later, num_items=15))
+    assert later.make_item_matrix() == 15
+    assert_close(later.item_matrix, taken, rtol=1e-4, atol=1e-5)
+
+
 def test_a_step_leaves_the_item_matrix_as_it_was() -> None:
     model = scrambled(make()).train()
     before = model.item_vectors().clone()

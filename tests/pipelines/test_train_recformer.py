@@ -1,6 +1,7 @@
 """Recformer from the item table to the bundle: pretraining, zero-shot use, two stages, and what is refused."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from shops import COLOURS, THINGS, shop, shop_encoder, small
 from training import assert_same_weights, epochs
 
+from models.recformer import Recformer
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export
 from pipelines.loading import run_scorer
@@ -25,7 +27,7 @@ from pipelines.reporter import Reporter
 from pipelines.train import train
 from recsys.batches import Histories
 from recsys.errors import ConfigError, DataError
-from recsys.prepared import Prepared
+from recsys.prepared import Prepared, open_prepared
 from recsys.runs import Run, open_run
 from recsys.sequences import SequenceStore
 
@@ -100,6 +102,35 @@ def test_stage_one_renews_the_matrix_and_stage_two_keeps_it(fit: Any, goal: Prep
     assert losses[1] < losses[0], "its weights were trained"
     fresh = fit(goal, tmp_path / "fresh", "training.epochs=0")
     assert not torch.equal(weights(fresh)[MATRIX], weights(first)[MATRIX])
+
+
+def test_a_second_run_reads_no_item_and_an_edited_title_one(
+    fit: Any, goal: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fit(goal, tmp_path / "first")
+    read: list[int] = []
+    original = Recformer.make_item_matrix
+
+    def counted(model: Recformer) -> int:
+        read.append(original(model))
+        return read[-1]
+
+    monkeypatch.setattr(Recformer, "make_item_matrix", counted)
+    second = fit(goal, tmp_path / "second", "training.epochs=0", init=first.folder)
+    assert read == [0]
+    assert_same_weights(first, second)
+    folder = tmp_path / "edited"
+    shutil.copytree(goal.folder, folder)
+    titles = goal.items["title"].to_list()
+    titles[6] = "old acme lamp"
+    goal.items.with_columns(title=pl.Series(titles)).write_parquet(folder / "items.parquet")
+    third = fit(open_prepared(folder), tmp_path / "third", "training.epochs=0", init=first.folder)
+    assert read == [0, 1]
+    changed = (weights(third)[MATRIX] != weights(first)[MATRIX]).any(dim=1)
+    assert changed.nonzero().flatten().tolist() == [7]
+    fit(goal, tmp_path / "trained", "training.epochs=1", init=first.folder)
+    assert read[2] == 0
+    assert read[3] > 1, "other weights read all of them"
 
 
 def test_what_a_run_begins_with_stays_where_no_epoch_is_better(fit: Any, goal: Prepared, tmp_path: Path) -> None:
