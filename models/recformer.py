@@ -339,6 +339,11 @@ class Recformer(nn.Module):
             self.make_item_matrix()
 
     @property
+    def contrasts_rows(self) -> bool:
+        """Rows of other catalogues would be told apart at a glance."""
+        return self.config.objective == "pretrain"
+
+    @property
     def window(self) -> WindowShape:
         """One event more than the model reads."""
         return WindowShape(length=self.max_len + 1, overlap=1)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +18,7 @@ from pipelines.loading import language, run_model, sentences, start_from, text_f
 from pipelines.plan import Plan, TrainConfig, make_plan
 from pipelines.reporter import Reporter
 from recsys.batches import TrainingWindows
-from recsys.contracts import CatalogScorer, CountingModel, SentenceReader, Student, TextReader
+from recsys.contracts import CatalogScorer, CountingModel, SentenceReader, Student, TextReader, TrainableRetriever
 from recsys.errors import DataError
 from recsys.evaluation import mean_metrics, rank_cases
 from recsys.memory import keep_freed_memory
@@ -129,7 +130,7 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
         start_from(model, plan.start, plan.prepared)
     if plan.network is not None:
         begin_with_language(model, plan, plan.network)
-    windows = TrainingWindows.cut(plan.events.stops, model.window).of_users(plan.training.user_share)
+    windows = training_windows(plan, model)
     trainer = Trainer(model, plan.prepared.store, windows, plan.training, plan.seed, folder, tracker)
     if trainer.resume():
         reporter.say(f"train {plan.model.name}: going on after epoch {trainer.progress.epoch}")
@@ -145,6 +146,16 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
         judged = plan.start is not None or plan.training.epochs == 0
         trainer.fit(validate, WATCHED, on_epoch, lambda: advance(1), plan.stop_after, judge_start=judged)
     return trainer
+
+
+def training_windows(plan: Plan, model: TrainableRetriever) -> TrainingWindows:
+    """Of the users that are learned from; where rows of a batch are told from each other, of one catalogue a batch."""
+    windows = TrainingWindows.cut(plan.events.stops, model.window).of_users(plan.training.user_share)
+    if not (isinstance(model, SentenceReader) and model.contrasts_rows):
+        return windows
+    store = plan.prepared.store
+    first_items = store.item_idx[store.offsets[windows.users] + windows.starts]
+    return replace(windows, groups=plan.prepared.catalog.sources[first_items])
 
 
 def begin_with_language(model: SentenceReader, plan: Plan, network: Pretrained) -> None:

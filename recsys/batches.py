@@ -6,7 +6,7 @@ key mask is needed then, and the encoding of a prefix is the prefix of the encod
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -130,11 +130,15 @@ class WindowShape:
 
 @dataclass(frozen=True)
 class TrainingWindows:
-    """All training windows of a dataset: events `starts:stops` of the user's history; arrays [W]."""
+    """All training windows of a dataset: events `starts:stops` of the user's history; arrays [W].
+
+    Batches are made of one of the `groups` each, but for those at the seams.
+    """
 
     users: IntArray
     starts: IntArray
     stops: IntArray
+    groups: IntArray
 
     @classmethod
     def cut(cls, stops: IntArray, shape: WindowShape) -> "TrainingWindows":
@@ -150,7 +154,8 @@ class TrainingWindows:
         users = np.repeat(usable, per_user)
         back = np.arange(len(users)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
         ends = stops[users] - back * stride
-        return cls(users=users, starts=np.maximum(0, ends - shape.length), stops=ends)
+        starts = np.maximum(0, ends - shape.length)
+        return cls(users=users, starts=starts, stops=ends, groups=np.zeros_like(users))
 
     def of_users(self, share: float) -> "TrainingWindows":
         """Those of a fixed random share of the users, whose smaller shares are parts of its larger ones."""
@@ -158,7 +163,8 @@ class TrainingWindows:
             return self
         drawn = np.random.default_rng(0).random(int(self.users.max()) + 1) < share
         kept = drawn[self.users]
-        return TrainingWindows(users=self.users[kept], starts=self.starts[kept], stops=self.stops[kept])
+        arrays = {field.name: getattr(self, field.name)[kept] for field in fields(self)}
+        return TrainingWindows(**arrays)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -176,7 +182,7 @@ class TrainingWindows:
         batches = []
         for first in range(0, len(order), pool):
             block = order[first : first + pool]
-            block = block[np.argsort(lengths[block], kind="stable")]
+            block = block[np.lexsort((lengths[block], self.groups[block]))]
             batches += [block[i : i + batch_size] for i in range(0, len(block), batch_size)]
         for chosen in rng.permutation(len(batches)):
             yield batches[chosen]

@@ -167,6 +167,11 @@ class SentenceReader(TrainableRetriever, Protocol):
         """Tokens of all items."""
         ...
 
+    @property
+    def contrasts_rows(self) -> bool:
+        """Whether the other rows of a batch are what a row learns to be told from."""
+        ...
+
     def encode(self, batch: Histories, tables: Tables | None = None) -> Float[Tensor, "B D"]:
         """Vectors of histories, over other sentences than those of training where given."""
         ...

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,3 +234,19 @@ def test_a_share_of_the_users_keeps_all_windows_of_each_and_lies_in_every_larger
     for name in ("users", "starts", "stops"):
         np.testing.assert_array_equal(getattr(kept, name), getattr(windows, name)[chosen])
     np.testing.assert_array_equal(windows.of_users(1.0).users, windows.users)
+
+
+def test_batches_hold_windows_of_one_group_but_for_those_at_the_seams() -> None:
+    windows = TrainingWindows.cut(np.full(3000, 9), WindowShape(length=10, overlap=1))
+    grouped = replace(windows, groups=np.random.default_rng(1).integers(0, 4, len(windows)))
+    batches = list(grouped.epoch(32, np.random.default_rng(0)))
+    assert sorted(np.concatenate(batches)) == list(range(len(windows)))
+    assert len(batches) == windows.batches(32)
+    mixed = [len(np.unique(grouped.groups[batch])) > 1 for batch in batches]
+    assert 0 < sum(mixed) <= 2 * 3, "two pools, three seams each"
+    lengths = windows.stops - windows.starts
+    alone = list(windows.epoch(32, np.random.default_rng(0)))
+    assert [sorted(lengths[batch]) for batch in alone] == [
+        sorted(lengths[batch])
+        for batch in replace(windows, groups=windows.groups + 7).epoch(32, np.random.default_rng(0))
+    ]
