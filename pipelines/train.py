@@ -360,7 +360,8 @@ def validation(plan: Plan, trainer: Trainer) -> Callable[[], dict[str, float]]:
     cases = watched_cases(plan.prepared, plan.training.validation_cases)
 
     def validate() -> dict[str, float]:
-        model = trainer.retriever.eval()
+        model = trainer.retriever
+        model.eval()
         with torch.no_grad(), trainer.accelerator.autocast():
             scorer = RetrieverScorer(model, torch.zeros(plan.prepared.catalog.num_rows))
             return watched_metrics(scorer, plan.prepared, cases, trainer.device)
