@@ -60,13 +60,9 @@ class ActivationUnit(nn.Module):
             torch.split(weight, widths, dim=1)
             for weight in (of_query + of_difference, of_key - of_difference, of_product)
         )
-        each = (queries[:, :, None] * paired[0]).flatten(1, 2) @ keys.mT  # [B, C * unit, L]
-        x = (
-            each.view(*queries.shape[:2], UNIT_WIDTH, -1).mT
-            + (queries @ alone[0].T)[:, :, None]
-            + (keys @ beside[0].T)[:, None]
-        )
+        x = keys[:, None] @ (queries[:, :, :, None] * paired[0].T)  # [B, C, L, unit]
+        x = x + (queries @ alone[0].T + self.inner.bias)[:, :, None] + (keys @ beside[0].T)[:, None]
         for field, (table, rows) in enumerate(zip(times, seen.times(), strict=False), start=1):
             of_row = table @ beside[field].T + (table * table[0]) @ paired[field].T + table[0] @ alone[field].T
             x = x + F.embedding(rows, of_row)
-        return self.logit(self.activation(x + self.inner.bias)).squeeze(-1)
+        return self.logit(self.activation(x)).squeeze(-1)
