@@ -30,10 +30,8 @@ def ranker_clicks(
         clicks = part_clicks(prepared, part)
         with reporter.task(f"evaluate {name}", len(clicks.users)) as advance:
             scores = click_scores(ranker.score, ranker.max_len, prepared.store, clicks, progress=advance)
-        rows = clicks.rows(scores)
-        columns = (rows[column].to_numpy() for column in ("user_idx", "label", "score"))
-        report = {"cases": len(clicks.users), "metrics": click_metrics(*columns)}
-        rows.write_parquet(step.folder / CLICKS)
+        report = {"cases": len(clicks.users), "metrics": click_metrics(*clicks.flat(scores))}
+        clicks.rows(scores).write_parquet(step.folder / CLICKS)
         write_json(step.folder / REPORT, report)
         step.counts["cases"] = len(clicks.users)
     return report
@@ -44,9 +42,7 @@ def floor_clicks(scorer: CatalogScorer, prepared: Prepared, part: Part) -> dict[
     clicks = part_clicks(prepared, part)
     most = max(1, SCORES_PER_BATCH // prepared.catalog.num_rows)
     scores = click_scores(by_catalog(scorer), scorer.max_len, prepared.store, clicks, most)
-    rows = clicks.rows(scores)
-    columns = (rows[column].to_numpy() for column in ("user_idx", "label", "score"))
-    return {"cases": len(clicks.users), "metrics": order_metrics(*columns)}
+    return {"cases": len(clicks.users), "metrics": order_metrics(*clicks.flat(scores))}
 
 
 def part_clicks(prepared: Prepared, part: Part) -> ClickCases:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import polars as pl
 import torch
 
@@ -49,13 +48,11 @@ def _ranking_figures(prepared: Prepared, trainer: Trainer, cases: pl.DataFrame) 
 
 def _click_figures(prepared: Prepared, trainer: Trainer, cases: pl.DataFrame) -> Callable[[], dict[str, float]]:
     clicks = ClickCases.of(cases, prepared.store, prepared.training_events().item_counts())
-    labels = np.broadcast_to(np.arange(clicks.items.shape[1]) == 0, clicks.items.shape).astype(np.int64)
-    users = np.repeat(clicks.users, clicks.items.shape[1])
 
     def figures() -> dict[str, float]:
         ranker = trainer.ranker
         scores = click_scores(ranker.score, ranker.max_len, prepared.store, clicks, device=trainer.device)
-        return click_metrics(users, labels.ravel(), scores.ravel())
+        return click_metrics(*clicks.flat(scores))
 
     return figures
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recsys.batches import Histories
+from recsys.click_metrics import FloatArray
 from recsys.contracts import CatalogScorer
 from recsys.evaluation import batches_of_like_length
 from recsys.negatives import PopularNegatives
@@ -50,15 +51,21 @@ class ClickCases:
             drawn.append(popular.draw(past.items, past.lengths[:, None], NEGATIVES, rng)[:, 0])
         return cls(users, positions, np.concatenate([targets[:, None], np.concatenate(drawn)], axis=1))
 
-    def rows(self, scores: Float[np.ndarray, "N C"]) -> pl.DataFrame:
-        """One row an item."""
+    def flat(self, scores: Float[np.ndarray, "N C"]) -> tuple[IntArray, IntArray, FloatArray]:
+        """Users, labels and scores of one row an item: what metrics take."""
         shown = self.items.shape[1]
+        labels = np.tile(np.arange(shown) == 0, len(self.users)).astype(np.int64)
+        return np.repeat(self.users, shown), labels, scores.ravel()
+
+    def rows(self, scores: Float[np.ndarray, "N C"]) -> pl.DataFrame:
+        """The same as a table, with positions and items."""
+        users, labels, flat = self.flat(scores)
         return pl.DataFrame({
-            "user_idx": np.repeat(self.users, shown).astype(np.int32),
-            "position": np.repeat(self.positions, shown).astype(np.int32),
+            "user_idx": users.astype(np.int32),
+            "position": np.repeat(self.positions, self.items.shape[1]).astype(np.int32),
             "item": self.items.ravel().astype(np.int32),
-            "label": np.tile(np.arange(shown) == 0, len(self.users)).astype(np.int8),
-            "score": scores.ravel(),
+            "label": labels.astype(np.int8),
+            "score": flat,
         })
 
 
