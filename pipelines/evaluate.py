@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from models.registry import FLOORS, is_ranker, model_config, preset
 from pipelines.click_evaluation import floor_clicks, ranker_clicks
@@ -24,7 +27,7 @@ from recsys.evaluation import rank_cases, summarise
 from recsys.prepared import Prepared, SeenRule
 from recsys.ranking import Reranker
 from recsys.runs import REPORT, Run, open_run
-from recsys.splits import Part
+from recsys.splits import FitOn, Part
 from recsys.steps import read_manifest, write_json, writing_step
 
 CASES = "cases.parquet"
@@ -135,7 +138,7 @@ def evaluate_reranked(
     for run in runs:
         refuse_known_events(run, config.part)
         name, out = f"{run.name} over {retriever.name}", run.reranking(config.part, retriever.name)
-        reranker = Reranker(run_ranker(run, prepared), config.candidates)
+        reranker = Reranker(run_ranker(run, prepared), config.candidates, log_share(prepared, run.fit_on))
         scorer = run_scorer(retriever, prepared)
         reports[name] = rank_into(out, name, scorer, prepared, settings, reporter, reranker)
         changes[name] = compare_cases(base, pl.read_parquet(out / CASES), config.cutoffs, RERANKING_DRAWS, seed=0)
@@ -148,6 +151,12 @@ def evaluate_reranked(
         retriever=retriever.name,
         changes=changes,
     )
+
+
+def log_share(prepared: Prepared, fit_on: FitOn) -> Float[Tensor, " V"]:
+    """Logarithm of how often training drew each item as a negative; one that it never drew counts as once."""
+    counts = torch.from_numpy(prepared.training_events(fit_on).item_counts())
+    return (counts.clamp(min=1) / counts.sum()).log()
 
 
 def check_names(runs: Sequence[Run]) -> None:

@@ -44,10 +44,15 @@ class RetrieverScorer:
 
 @dataclass(frozen=True)
 class Reranker:
-    """The second stage: each row's best `candidates` in the ranker's order; no other item is returned."""
+    """The second stage: each row's best `candidates` in the ranker's order; no other item is returned.
+
+    `log_share` [V] is added to scores. A ranker that told clicks from negatives drawn by popularity has learned
+    log p(item | user) / q(item), and among a retriever's items the first half alone is wanted: log q goes back in.
+    """
 
     ranker: Ranker
     candidates: int
+    log_share: Float[Tensor, " V"]
 
     @torch.no_grad()
     def reordered(self, histories: Histories, scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
@@ -57,7 +62,8 @@ class Reranker:
         step = max(1, PAIRS_AT_ONCE // max(1, best.items.shape[1] * read.items.shape[1]))
         parts = [slice(first, first + step) for first in range(0, len(scores), step)]
         own = torch.cat([self.ranker.score(read.rows(part), best.items[part]) for part in parts])
-        own = own.to(scores.dtype).masked_fill(best.scores == -torch.inf, -torch.inf)
+        own = own.to(scores.dtype) + self.log_share[best.items]
+        own = own.masked_fill(best.scores == -torch.inf, -torch.inf)
         return torch.full_like(scores, -torch.inf).scatter(1, best.items, own)
 
 

@@ -182,6 +182,18 @@ def test_clusters_of_one_are_twin() -> None:
     assert (fewer - twin.score(histories, candidates)).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_the_size_of_a_cluster_is_added_to_its_score() -> None:
+    """Equal items are one cluster at any number of bits."""
+    twin, clusters = scrambled(ranker("twin")), scrambled(ranker("twin-v2", cluster_bits=60))
+    items, candidates = torch.tensor([[3, 9, 3, 3, 7]]), torch.tensor([[5, 6]])
+    seen = Seen.before(torch.tensor([[5]]), torch.arange(5)[None], 11, 9)
+    alone, together = (model._lookup(items, candidates, seen) for model in (twin, clusters))
+    assert together.seen.visible[0, 0].tolist() == [False, True, False, True, True]
+    added = torch.tensor([0, 3, 0]).clamp(min=1).log()
+    assert_close((together.scores - alone.scores)[0, :, [1, 3, 4]], added.expand(2, -1), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("method", "low", "high"),
     [("dare", 1, 1), ("twin", 1, 1), ("sim-soft", 0, 0.75), ("eta", 0, 0.75), ("random-k", 0.2, 0.5)],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from builders import random_rows, write_dataset
 from command_line import run_recsys
 from rich.console import Console
@@ -157,10 +158,11 @@ def test_reranking_reorders_what_the_retriever_found(prepared: Prepared, ranker_
     kept = pl.read_parquet(ranker_run.reranking("test", "sasrec") / "cases.parquet")
     everything = np.arange(1, 18)
     model = run_ranker(ranker_run, prepared)
+    log_counts = torch.from_numpy(prepared.training_events().item_counts()[1:]).log()
     for user, position, target, rank in kept.select("user_idx", "position", "target", "rank").iter_rows():
         window = prepared.store.windows(np.array([user]), np.array([position]), 6)
         candidates = pl.Series(everything).to_torch().long()[None]
-        scores = model.score(Histories.from_windows(window), candidates)[0]
+        scores = model.score(Histories.from_windows(window), candidates)[0] + log_counts
         assert rank == int((scores >= scores[target - 1]).sum())
     difference = evaluation.changes[name][0]
     expected = evaluation.runs[name]["metrics"]["ndcg@3"] - evaluation.runs["sasrec"]["metrics"]["ndcg@3"]

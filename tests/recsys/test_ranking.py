@@ -150,7 +150,18 @@ def test_a_second_stage_orders_what_the_first_found(at_once: int, monkeypatch: p
         timestamps=torch.zeros((3, 3), dtype=torch.int64),
         lengths=torch.tensor([3, 2, 1]),
     )
-    after = Reranker(ByLastItem(), 3).reordered(histories, scores)
+    after = Reranker(ByLastItem(), 3, torch.zeros(7)).reordered(histories, scores)
+    assert after[:, 0].tolist() == [-torch.inf] * 3
     assert top_k(after, 4).items.tolist() == [[4, 2, 6, 0], [3, 6, 5, 0], [2, 1, 0, 0]]
     assert target_ranks(after, torch.tensor([2, 5, 3])).tolist() == [2, 3, NOT_RETURNED]
     assert target_ranks(after, torch.tensor([1, 1, 1])).tolist() == [NOT_RETURNED, NOT_RETURNED, 2]
+
+
+def test_how_often_items_were_negatives_goes_back_into_their_scores() -> None:
+    scores = allowed_scores(table([[1, 9, 2, 8, 3, 7]]), None)
+    histories = Histories(torch.tensor([[5]]), torch.zeros((1, 1), dtype=torch.int64), torch.tensor([1]))
+    log_share = torch.tensor([0.0, 5, 2.5, 0, 0, 0, 0])
+    assert top_k(Reranker(ByLastItem(), 3, torch.zeros(7)).reordered(histories, scores), 3).items.tolist() == [
+        [4, 2, 6]
+    ]
+    assert top_k(Reranker(ByLastItem(), 3, log_share).reordered(histories, scores), 3).items.tolist() == [[2, 4, 6]]
