@@ -16,9 +16,8 @@ from typing import Any
 import yaml
 
 from models.registry import preset
-from pipelines.evaluate import REPORT
 from pipelines.movielens import movielens_100k
-from recsys.runs import EPOCHS, Run
+from recsys.runs import EPOCHS, REPORT, Run
 from recsys.steps import write_json
 
 HERE = Path(__file__).resolve().parent

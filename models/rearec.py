@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from models.bert4rec import BERT4Rec, BERT4RecConfig
 from models.sasrec import SASRec, SASRecConfig
-from recsys.batches import Histories, TrainBatch, WindowShape
+from recsys.batches import Histories, TrainBatch, WindowShape, target_places
 from recsys.divergence import Form, step_divergence
 from recsys.errors import ConfigError
 from recsys.layers import Chains, KeyValues, Remembered
@@ -329,14 +329,6 @@ def _products(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> Float[Tensor,
 def chains_up_to(place: Int[Tensor, " B"], events: Int[Tensor, " T"]) -> Chains:
     """One chain a row, behind the event at `place` and seeing all up to it; `events` are 0 to T - 1."""
     return Chains(place[:, None], (events <= place[:, None])[:, None])
-
-
-def target_places(target: Int[Tensor, "B L"]) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
-    """Places of each row's targets, in order, and which of them are any: rows have different numbers."""
-    known = target != 0
-    most = max(1, int(known.sum(dim=1).max()))
-    places = (~known).int().argsort(dim=1, stable=True)[:, :most]
-    return places, known.gather(1, places)
 
 
 def at_places(states: Float[Tensor, "B L D"], places: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from models.bert4rec import BERT4Rec, BERT4RecConfig
+from models.dare import DARE, DAREConfig
 from models.hierarchical import Hierarchical, HierarchicalConfig
 from models.item_knn import ItemKNN, ItemKNNConfig
 from models.markov import Markov, MarkovConfig
@@ -32,7 +33,10 @@ MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "rearec": (ReaRec, ReaRecConfig),
     "recformer": (Recformer, RecformerConfig),
     "hierarchical": (Hierarchical, HierarchicalConfig),
+    "dare": (DARE, DAREConfig),
 }
+COUNTED = ("num_items", "num_categories")
+"""Settings that the data decides."""
 
 FLOORS = ("popularity", "popularity-recent", "markov", "item-knn", "tfidf")
 
@@ -59,9 +63,19 @@ class ModelConfig:
         """Whether its class is a `Student`."""
         return hasattr(self.model_class, "learn_from")
 
+    @property
+    def ranks(self) -> bool:
+        """Whether its class is a `TrainableRanker`."""
+        return is_ranker(self.name)
+
     def as_dict(self) -> dict[str, Any]:
         """For manifests, bundles and MLflow."""
         return asdict(self.values)
+
+
+def is_ranker(name: str) -> bool:
+    """Whether the model scores given candidates only."""
+    return hasattr(MODELS[name][0], "score")
 
 
 def preset(name: str, variant: str | None = None) -> dict[str, Any]:
@@ -78,14 +92,14 @@ def preset(name: str, variant: str | None = None) -> dict[str, Any]:
     return sections
 
 
-def model_config(name: str, values: dict[str, Any], num_items: int) -> ModelConfig:
-    """Validates the `model` section of a config; `num_items` is added where the model has it, never taken from it."""
+def model_config(name: str, values: dict[str, Any], num_items: int, num_categories: int = 0) -> ModelConfig:
+    """Validates the `model` section of a config; what the data counts is added where the model has it, never set."""
     config_class = MODELS[name][1]
-    if "num_items" not in {field.name for field in fields(config_class)}:
-        return ModelConfig(name, build_config(config_class, values, f"model {name}"))
-    if "num_items" in values:
-        raise ConfigError(f"model {name}: num_items={values['num_items']} cannot be set; it comes from the catalogue.")
-    return ModelConfig(name, build_config(config_class, {**values, "num_items": num_items}, f"model {name}"))
+    counts = dict(zip(COUNTED, (num_items, num_categories), strict=True))
+    own = {key: count for key, count in counts.items() if key in {field.name for field in fields(config_class)}}
+    for key in own.keys() & values.keys():
+        raise ConfigError(f"model {name}: {key}={values[key]} cannot be set; it comes from the catalogue.")
+    return ModelConfig(name, build_config(config_class, {**values, **own}, f"model {name}"))
 
 
 def build_config(config_class: type[Any], values: dict[str, Any], where: str) -> Any:

@@ -289,25 +289,39 @@ def evaluate(
     cutoffs: Annotated[str, typer.Option(help="List lengths, comma-separated.")] = "10,20",
     seen: Annotated[Literal["exclude", "keep"] | None, typer.Option(help="Over the rule of the prepared data.")] = None,
     segments: Annotated[bool, typer.Option("--segments", help="Also a table by segment.")] = False,
+    rerank: Annotated[
+        Path | None,
+        typer.Option(help="Run of a retriever, whose best items the runs, rankers, put in their own order."),
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="How many of them (with --rerank).")] = 500,
     gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 unless every run beats every floor.")] = False,
     as_json: Json = False,
 ) -> None:
     """Rank every case by runs and floors among all items; keeps one row a case for `recsys compare`.
 
-    Example: `recsys evaluate runs/sasrec runs/bert4rec --segments`
+    Rankers are judged by clicks: AUC, GAUC per user, logloss, calibration.
+
+    Examples: `recsys evaluate runs/sasrec runs/bert4rec --segments`, `recsys evaluate runs/dare`,
+    `recsys evaluate runs/dare --rerank runs/sasrec`
     """
     from pipelines.evaluate import EvaluateConfig
     from pipelines.evaluate import evaluate as run
     from pipelines.tables import evaluation_table, segment_table
 
-    evaluation = run(
-        EvaluateConfig(runs=tuple(runs), part=part, cutoffs=whole_numbers(cutoffs, "--cutoffs"), seen=seen), Reporter()
+    config = EvaluateConfig(
+        runs=tuple(runs),
+        part=part,
+        cutoffs=whole_numbers(cutoffs, "--cutoffs"),
+        seen=seen,
+        rerank=rerank,
+        candidates=candidates,
     )
+    evaluation = run(config, Reporter())
     if as_json:
         print_json(evaluation.as_dict())
     else:
         result_console().print(evaluation_table(evaluation))
-        if segments:
+        if segments and evaluation.protocol == "full ranking":
             result_console().print(segment_table(evaluation))
         for sentence in evaluation.verdicts():
             typer.echo(sentence)

@@ -1,52 +1,75 @@
-"""`recsys evaluate`: runs and floors rank the same cases; one row a case is kept, and a table is shown."""
+"""`recsys evaluate`: runs and floors rank the same cases; one row a case is kept, and a table is shown.
+
+Rankers are judged by clicks (`pipelines.click_evaluation`), or with `rerank` by what they make of a retriever's lists.
+"""
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from models.registry import FLOORS, model_config, preset
-from pipelines.loading import fit_floor, floors_for, run_scorer
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.registry import FLOORS, is_ranker, model_config, preset
+from pipelines.click_evaluation import floor_clicks, ranker_clicks
+from pipelines.loading import fit_floor, floors_for, run_ranker, run_scorer
 from pipelines.reporter import Reporter
 from recsys import __version__
+from recsys.comparison import Difference, compare_cases
 from recsys.contracts import CatalogScorer
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import rank_cases, summarise
 from recsys.prepared import Prepared, SeenRule
-from recsys.runs import Run, open_run
-from recsys.splits import Part
+from recsys.ranking import Reranker
+from recsys.runs import REPORT, Run, open_run
+from recsys.splits import FitOn, Part
 from recsys.steps import read_manifest, write_json, writing_step
 
 CASES = "cases.parquet"
-REPORT = "report.json"
 HEADLINE = "ndcg@10"
+RERANKING_DRAWS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Settings of `recsys evaluate`; `seen` None means the rule that `recsys prepare` wrote down."""
+    """Settings of `recsys evaluate`; `seen` None means the rule that `recsys prepare` wrote down.
+
+    `rerank`: the run of a retriever, whose best `candidates` every run, a ranker then, puts in its own order.
+    """
 
     runs: tuple[Path, ...]
     part: Part = "test"
     cutoffs: tuple[int, ...] = (10, 20)
     seen: SeenRule | None = None
+    rerank: Path | None = None
+    candidates: int = 500
 
     def __post_init__(self) -> None:
         if not self.cutoffs or min(self.cutoffs) < 1:
             raise ConfigError(f"evaluate: cutoffs {self.cutoffs} must be whole numbers from 1.")
+        if self.candidates < max(self.cutoffs):
+            raise ConfigError(
+                f"evaluate: candidates={self.candidates} fill no list of {max(self.cutoffs)} items; re-rank more."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Reports of all models on the same cases, floors among them."""
+    """Reports of all models on the same cases, floors among them; with re-ranking, what it changed."""
 
     part: Part
     seen: SeenRule
     cutoffs: tuple[int, ...]
     runs: Mapping[str, dict[str, Any]]
     floors: Mapping[str, dict[str, Any]]
+    protocol: Literal["full ranking", "clicks"] = "full ranking"
+    retriever: str = ""
+    changes: Mapping[str, Sequence[Difference]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -58,7 +81,13 @@ class Evaluation:
 
     def verdicts(self) -> list[str]:
         """One sentence a run: does it beat every floor?"""
-        return [verdict(name, report, self.floors) for name, report in self.runs.items()]
+        floors = [verdict(name, report, self.floors) for name, report in self.runs.items()]
+        return floors + [
+            change.sentence(self.retriever, name)
+            for name, changes in self.changes.items()
+            for change in changes
+            if change.segment == "all"
+        ]
 
 
 def evaluate(config: EvaluateConfig, reporter: Reporter) -> Evaluation:
@@ -66,10 +95,68 @@ def evaluate(config: EvaluateConfig, reporter: Reporter) -> Evaluation:
     runs = [open_run(folder) for folder in config.runs]
     check_names(runs)
     prepared = common_data(runs)
+    if config.rerank is not None:
+        return evaluate_reranked(runs, open_run(config.rerank), prepared, config, reporter)
+    kinds = {"ranker" if is_ranker(run.model) else "scorer" for run in runs}
+    if len(kinds) > 1:
+        raise ConfigError(
+            "evaluate: rankers are judged by clicks and the other runs by full ranking; name one kind at a time, or "
+            "the retriever by --rerank."
+        )
+    if "ranker" in kinds:
+        return evaluate_clicks(runs, prepared, config, reporter)
     seen = config.seen or prepared.seen
-    floors = {name: floor_report(name, prepared, config, seen, reporter) for name in floors_for(prepared, FLOORS)}
     reports = {run.name: run_report(run, prepared, config, seen, reporter) for run in runs}
+    floors = floor_reports(prepared, config, seen, reporter)
     return Evaluation(part=config.part, seen=seen, cutoffs=config.cutoffs, runs=reports, floors=floors)
+
+
+def evaluate_clicks(runs: Sequence[Run], prepared: Prepared, config: EvaluateConfig, reporter: Reporter) -> Evaluation:
+    """Clicks and other items told apart by rankers; floors by their order alone."""
+    reports = {}
+    for run in runs:
+        refuse_known_events(run, config.part)
+        out, ranker = run.evaluation(config.part), run_ranker(run, prepared)
+        reports[run.name] = ranker_clicks(out, run.name, ranker, prepared, config.part, reporter)
+    floors = {
+        name: floor_clicks(fit_floor(name, prepared, config.part), prepared, config.part)
+        for name in floors_for(prepared, FLOORS)
+    }
+    return Evaluation(part=config.part, seen="exclude", cutoffs=(), runs=reports, floors=floors, protocol="clicks")
+
+
+def evaluate_reranked(
+    runs: Sequence[Run], retriever: Run, prepared: Prepared, config: EvaluateConfig, reporter: Reporter
+) -> Evaluation:
+    """The retriever alone, and its best candidates in the order of each ranker, paired case by case."""
+    common_data([retriever, *runs])
+    seen = config.seen or prepared.seen
+    settings = evaluation_settings(prepared, config, seen)
+    reports = {retriever.name: run_report(retriever, prepared, config, seen, reporter)}
+    base = pl.read_parquet(retriever.evaluation(config.part) / CASES)
+    changes: dict[str, Sequence[Difference]] = {}
+    for run in runs:
+        refuse_known_events(run, config.part)
+        name, out = f"{run.name} over {retriever.name}", run.reranking(config.part, retriever.name)
+        reranker = Reranker(run_ranker(run, prepared), config.candidates, log_share(prepared, run.fit_on))
+        scorer = run_scorer(retriever, prepared)
+        reports[name] = rank_into(out, name, scorer, prepared, settings, reporter, reranker)
+        changes[name] = compare_cases(base, pl.read_parquet(out / CASES), config.cutoffs, RERANKING_DRAWS, seed=0)
+    return Evaluation(
+        part=config.part,
+        seen=seen,
+        cutoffs=config.cutoffs,
+        runs=reports,
+        floors=floor_reports(prepared, config, seen, reporter),
+        retriever=retriever.name,
+        changes=changes,
+    )
+
+
+def log_share(prepared: Prepared, fit_on: FitOn) -> Float[Tensor, " V"]:
+    """Logarithm of how often training drew each item as a negative; one that it never drew counts as once."""
+    counts = torch.from_numpy(prepared.training_events(fit_on).item_counts())
+    return (counts.clamp(min=1) / counts.sum()).log()
 
 
 def check_names(runs: Sequence[Run]) -> None:
@@ -97,11 +184,23 @@ def run_report(
     run: Run, prepared: Prepared, config: EvaluateConfig, seen: SeenRule, reporter: Reporter
 ) -> dict[str, Any]:
     """Evaluates a run into its folder."""
-    if config.part == "validation" and run.fit_on != "train":
-        raise DataError(f"evaluate: {run.folder} was trained on the validation events; only --part test can judge it.")
+    refuse_known_events(run, config.part)
     scorer = run_scorer(run, prepared)
     settings = evaluation_settings(prepared, config, seen)
     return rank_into(run.evaluation(config.part), run.name, scorer, prepared, settings, reporter)
+
+
+def refuse_known_events(run: Run, part: Part) -> None:
+    """A run on training and validation events knows the validation part."""
+    if part == "validation" and run.fit_on != "train":
+        raise DataError(f"evaluate: {run.folder} was trained on the validation events; only --part test can judge it.")
+
+
+def floor_reports(
+    prepared: Prepared, config: EvaluateConfig, seen: SeenRule, reporter: Reporter
+) -> dict[str, dict[str, Any]]:
+    """Reports of every floor that the data allows."""
+    return {name: floor_report(name, prepared, config, seen, reporter) for name in floors_for(prepared, FLOORS)}
 
 
 def floor_report(
@@ -134,6 +233,7 @@ def rank_into(
     prepared: Prepared,
     settings: dict[str, Any],
     reporter: Reporter,
+    reranker: Reranker | None = None,
 ) -> dict[str, Any]:
     """Ranks all cases of the part by `evaluation_settings`; writes `cases.parquet` and `report.json`."""
     cases, seen, cutoffs = prepared.cases(settings["part"]), settings["seen"], settings["cutoffs"]
@@ -150,6 +250,7 @@ def rank_into(
                 cutoffs,
                 retired=prepared.catalog.retired_rows,
                 progress=advance,
+                reranker=reranker,
             )
         report = {"seen": seen, **summarise(ranked, counts, cutoffs)}
         ranked.cases.write_parquet(step.folder / CASES)

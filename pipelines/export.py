@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from models.registry import ModelConfig
-from pipelines.evaluate import HEADLINE, REPORT
+from pipelines.evaluate import HEADLINE
 from pipelines.loading import no_history, run_model, text_network
 from pipelines.plan import earlier_run
 from recsys.batches import Histories
@@ -19,7 +19,7 @@ from recsys.errors import ConfigError
 from recsys.export import check_encoder, write_bundle_files
 from recsys.item_sentences import attribute_names
 from recsys.prepared import Prepared, SeenRule
-from recsys.runs import Run, open_run
+from recsys.runs import REPORT, Run, open_run
 from recsys.steps import writing_step
 
 CHECKED_HISTORIES = 64
@@ -39,7 +39,7 @@ def export(config: ExportConfig) -> Bundle:
     run = open_run(config.run)
     prepared = run.prepared()
     resolved, model = run_model(run, prepared)
-    if not isinstance(model, torch.nn.Module):
+    if resolved.ranks or not isinstance(model, torch.nn.Module):
         raise ConfigError(
             f"export: {config.run} holds {run.model!r}, which has no vectors to search by; export a run of a retriever "
             "such as sasrec or bert4rec."

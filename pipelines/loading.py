@@ -8,10 +8,11 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
 from models.popularity import Popularity, PopularityConfig
-from models.registry import ModelConfig, build_config, model_config, preset
+from models.registry import COUNTED, MODELS, ModelConfig, build_config, model_config, preset
 from pipelines.reporter import Reporter
-from recsys.contracts import CatalogScorer, TrainableRetriever
+from recsys.contracts import CatalogScorer, Trainable, TrainableRanker
 from recsys.errors import ConfigError, DataError
+from recsys.item_categories import item_categories
 from recsys.item_sentences import ItemSentences, attribute_names, item_attributes, item_sentences
 from recsys.item_text import has_text, item_texts
 from recsys.prepared import Prepared
@@ -32,26 +33,45 @@ class NoHistory:
     scores: torch.Tensor
 
 
+def data_config(name: str, values: dict[str, Any], prepared: Prepared) -> ModelConfig:
+    """Model settings with what the data counts."""
+    column = values.get("category", getattr(MODELS[name][1], "category", ""))
+    num_categories = int(item_categories(prepared.items, column).max())
+    return model_config(name, values, prepared.catalog.num_items, num_categories)
+
+
 def stored_config(run: Run, prepared: Prepared) -> ModelConfig:
     """The model settings that a run was made with."""
-    values = {key: value for key, value in run.config["model"].items() if key != "num_items"}
-    return model_config(run.model, values, prepared.catalog.num_items)
+    values = {key: value for key, value in run.config["model"].items() if key not in COUNTED}
+    return data_config(run.model, values, prepared)
 
 
 def run_model(run: Run, prepared: Prepared) -> tuple[ModelConfig, Any]:
-    """The run's config and its model: a `TrainableRetriever` or a `CountingModel`."""
+    """The run's config and its model: a `Trainable` or a `CountingModel`."""
     config = stored_config(run, prepared)
     if not issubclass(config.model_class, torch.nn.Module):
         return config, config.model_class.from_arrays(config.values, load_arrays(run.folder / WEIGHTS))
     build: Any = config.model_class
-    model: TrainableRetriever = build(config.values)
+    model: Trainable = build(config.values)
     model.load_state_dict(load_file(run.folder / WEIGHTS))
     return config, model.eval()
 
 
+def run_ranker(run: Run, prepared: Prepared) -> TrainableRanker:
+    """The run's model, checked to be a ranker."""
+    config, model = run_model(run, prepared)
+    if not config.ranks:
+        raise ConfigError(f"{run.folder}: holds {run.model!r}, which is no ranker; name a run of dare.")
+    return model
+
+
 def run_scorer(run: Run, prepared: Prepared) -> CatalogScorer:
     """Scores the catalogue as the service does, histories without events included."""
-    _, model = run_model(run, prepared)
+    config, model = run_model(run, prepared)
+    if config.ranks:
+        raise ConfigError(
+            f"{run.folder}: holds {run.model!r}, which ranks what another model has found; name a retriever's run here."
+        )
     if isinstance(model, torch.nn.Module):
         return RetrieverScorer(model, no_history(prepared, run.fit_on).scores)  # type: ignore[arg-type]
     return model

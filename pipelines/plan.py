@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from models.registry import ModelConfig, build_config, model_config, preset
-from pipelines.loading import stored_config, text_encoder, text_network
+from models.registry import ModelConfig, build_config, preset
+from pipelines.loading import data_config, stored_config, text_encoder, text_network
 from pipelines.settings import merge, parse_setting, read_yaml
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared, open_prepared
@@ -117,7 +117,7 @@ def make_plan(config: TrainConfig) -> Plan:
         merge(sections, read_yaml(config.config_file), str(config.config_file), known)
     for setting in config.settings:
         merge(sections, parse_setting(setting), f"--set {setting}", known)
-    model = model_config(config.model, sections["model"], prepared.catalog.num_items)
+    model = data_config(config.model, sections["model"], prepared)
     if getattr(model.values, "time_buckets", 0) and prepared.time == "order":
         raise DataError(
             f"train {config.model}: model.time_buckets needs times, and {prepared.folder} only knows the order of "

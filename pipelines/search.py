@@ -81,6 +81,10 @@ def make_search(config: SweepConfig) -> Search:
             settings=config.settings,
         )
     )
+    if plan.model.ranks:
+        raise ConfigError(
+            f"sweep: {config.model} is a ranker, and trials are compared by full ranking; train it instead."
+        )
     space = read_space(config.space, config.model)
     given = {text.partition("=")[0] for text in config.settings}
     if both := sorted(given & space.searched.keys()):

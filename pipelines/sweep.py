@@ -21,8 +21,9 @@ from pipelines.reporter import Reporter
 from pipelines.search import Search, SweepConfig, make_search
 from pipelines.space import flat
 from pipelines.sweep_results import RUNS, Sweep, run_folder, words, write_results
-from pipelines.train import WATCHED, train, watched_cases, watched_metrics
+from pipelines.train import train
 from pipelines.trials import STORAGE, Figures, Trial, Trials, open_trials
+from pipelines.validation import WATCHED, watched_cases, watched_metrics
 from recsys.errors import DataError, RecsysError
 from recsys.prepared import Prepared
 from recsys.runs import EPOCHS, Run, open_run

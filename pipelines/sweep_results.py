@@ -17,8 +17,8 @@ import yaml
 from rich.table import Table
 
 from pipelines.search import Search, SweepConfig
-from pipelines.train import WATCHED
 from pipelines.trials import Trial
+from pipelines.validation import WATCHED
 from recsys import __version__
 from recsys.steps import MANIFEST, Step, git_commit, partial_folder, write_json, write_text
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from pipelines.evaluate import Evaluation, table_rows
+from recsys.clicks import NEGATIVES
 from recsys.comparison import Difference
 from recsys.metrics import METRICS
 
@@ -16,17 +17,19 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     rows = list(table_rows(evaluation))
     metrics = list(rows[-1][1])
     cases = next(iter(evaluation.runs.values()))["cases"]
+    clicks, seen_word = evaluation.protocol == "clicks", SEEN_WORDS[evaluation.seen]
     table = Table(
-        title=f"{evaluation.part}: {cases} cases, full ranking, seen items {SEEN_WORDS[evaluation.seen]}",
+        title=f"{evaluation.part}: {cases} cases, "
+        + (f"clicks beside {NEGATIVES} popular items" if clicks else f"full ranking, seen items {seen_word}"),
         caption="Floors and refits know all events before this part; the other runs the training part alone.",
     )
     table.add_column("model")
     for metric in metrics:
         table.add_column(metric, justify="right")
-    ranking = [metric for metric in metrics if metric.partition("@")[0] in METRICS]
+    ranking = [metric for metric in metrics if metric.partition("@")[0] in {*METRICS, "auc", "gauc"}]
     best = {metric: max(values[metric] for _, values in rows) for metric in ranking}
     for name, values in rows:
-        table.add_row(name, *(figure(values[metric], bold=values[metric] == best.get(metric)) for metric in metrics))
+        table.add_row(name, *(cell(values.get(metric), best.get(metric)) for metric in metrics))
     return table
 
 
@@ -66,6 +69,11 @@ def comparison_table(differences: Sequence[Difference], a: str, b: str) -> Table
             f"{entry.p_value:.4f}",
         )
     return table
+
+
+def cell(value: float | None, best: float | None) -> str:
+    """A figure, bold where it is the best; nothing where a model has none."""
+    return "" if value is None else figure(value, bold=value == best)
 
 
 def figure(value: float, bold: bool = False) -> str:

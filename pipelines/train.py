@@ -3,11 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import polars as pl
 import torch
 import yaml
 from safetensors.numpy import save_file as save_arrays
@@ -17,21 +15,18 @@ from models.hierarchical import Teacher
 from pipelines.loading import language, run_model, sentences, start_from, text_features
 from pipelines.plan import Plan, TrainConfig, make_plan
 from pipelines.reporter import Reporter
+from pipelines.validation import validation, watched_metric
 from recsys.batches import TrainingWindows
-from recsys.contracts import CatalogScorer, CountingModel, SentenceReader, Student, TextReader, TrainableRetriever
+from recsys.contracts import CountingModel, SentenceReader, Student, TextReader, Trainable
 from recsys.errors import DataError
-from recsys.evaluation import mean_metrics, rank_cases
+from recsys.item_categories import item_categories
 from recsys.memory import keep_freed_memory
-from recsys.prepared import Prepared
 from recsys.pretrained import Pretrained
-from recsys.ranking import RetrieverScorer
 from recsys.runs import CONFIG, EPOCHS, WEIGHTS, Run, open_run
 from recsys.steps import Step, git_commit, partial_folder, writing_step
 from recsys.tracking import MLflowTracker, NoTracker, Tracker
 from recsys.training import Trainer, make_accelerator
 
-WATCHED = "ndcg@10"
-WATCHED_CUTOFFS = (10,)
 MLFLOW_RUN = "mlflow_run_id"
 SCRATCH = ("checkpoints", ".tracking")
 
@@ -105,7 +100,7 @@ def train_by_gradient(step: Step, plan: Plan, tracking: bool, reporter: Reporter
             plan.selected
             or {
                 "best_epoch": trainer.progress.best_epoch,
-                f"best_validation_{WATCHED}": trainer.progress.best_metric,
+                f"best_validation_{watched_metric(plan.model)}": trainer.progress.best_metric,
             }
         ),
         "training_seconds": round(trainer.progress.seconds, 3),
@@ -119,6 +114,8 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
     torch.manual_seed(plan.seed)
     model = plan.model.model_class(plan.model.values)
     model.learn_popularity(plan.events.item_counts())
+    if plan.model.ranks:
+        model.learn_categories(torch.from_numpy(item_categories(plan.prepared.items, plan.model.values.category)))
     if plan.encoder is not None:
         reader: TextReader = model
         with make_accelerator(plan.training).main_process_first():  # the others find its vectors in the store
@@ -135,20 +132,22 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
     if trainer.resume():
         reporter.say(f"train {plan.model.name}: going on after epoch {trainer.progress.epoch}")
     epochs = plan.training.epochs if plan.stop_after is None else plan.stop_after
+    watched = watched_metric(plan.model)
     with reporter.task(f"train {plan.model.name}", epochs * trainer.batches_per_epoch) as advance:
         advance(trainer.progress.step)
 
         def on_epoch(figures: dict[str, float]) -> None:
-            quality = f" {WATCHED} {figures[WATCHED]:.4f}" if WATCHED in figures else ""
+            quality = f" {watched} {figures[watched]:.4f}" if watched in figures else ""
             advance(0, f"epoch {int(figures['epoch'])} loss {figures['loss']:.4f}{quality}")
 
-        validate = validation(plan, trainer) if plan.fit_on == "train" else None
+        most = plan.training.validation_cases
+        validate = validation(plan.model, plan.prepared, trainer, most) if plan.fit_on == "train" else None
         judged = plan.start is not None or plan.training.epochs == 0
-        trainer.fit(validate, WATCHED, on_epoch, lambda: advance(1), plan.stop_after, judge_start=judged)
+        trainer.fit(validate, watched, on_epoch, lambda: advance(1), plan.stop_after, judge_start=judged)
     return trainer
 
 
-def training_windows(plan: Plan, model: TrainableRetriever) -> TrainingWindows:
+def training_windows(plan: Plan, model: Trainable) -> TrainingWindows:
     """Of the users that are learned from; where rows of a batch are told from each other, of one catalogue a batch."""
     windows = TrainingWindows.cut(plan.events.stops, model.window).of_users(plan.training.user_share)
     if not (isinstance(model, SentenceReader) and model.contrasts_rows):
@@ -171,37 +170,6 @@ def begin_with_language(model: SentenceReader, plan: Plan, network: Pretrained) 
 def made_its_matrix(run: Run) -> bool:
     """Whether a run's item matrix is what its weights make of the texts."""
     return run.config["model"]["objective"] == "match" and run.config["model"]["item_matrix"] == "refreshed"
-
-
-def validation(plan: Plan, trainer: Trainer) -> Callable[[], dict[str, float]]:
-    """A function that ranks the watched cases by the model as it is."""
-    cases = watched_cases(plan.prepared, plan.training.validation_cases)
-
-    def validate() -> dict[str, float]:
-        model = trainer.retriever.eval()
-        with torch.no_grad(), trainer.accelerator.autocast():
-            scorer = RetrieverScorer(model, torch.zeros(plan.prepared.catalog.num_rows))
-            return watched_metrics(scorer, plan.prepared, cases, trainer.device)
-
-    return validate
-
-
-def watched_cases(prepared: Prepared, most: int) -> pl.DataFrame:
-    """The validation cases with a history; of more than `most` a fixed sample."""
-    cases = prepared.cases("validation").filter(pl.col("history_length") > 0)
-    if cases.is_empty():
-        raise DataError(f"train: {prepared.folder} has no validation case with a history; prepare another split.")
-    return cases.sample(most, seed=0) if len(cases) > most else cases
-
-
-def watched_metrics(
-    scorer: CatalogScorer, prepared: Prepared, cases: pl.DataFrame, device: torch.device | None = None
-) -> dict[str, float]:
-    """Means of every metric at the watched cutoffs."""
-    ranked = rank_cases(
-        scorer, prepared.store, cases, prepared.catalog.num_rows, prepared.seen, WATCHED_CUTOFFS, device
-    )
-    return mean_metrics(ranked.cases, WATCHED_CUTOFFS)
 
 
 def open_tracker(folder: Path, plan: Plan) -> MLflowTracker:

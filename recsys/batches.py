@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from recsys.catalog import PADDING
@@ -37,9 +37,17 @@ class Histories:
             lengths=torch.from_numpy(windows.lengths).to(device),
         )
 
-    def rows(self, chosen: Tensor) -> "Histories":
+    def rows(self, chosen: Tensor | slice) -> "Histories":
         """The histories at `chosen` (indices or a bool mask)."""
         return Histories(self.items[chosen], self.timestamps[chosen], self.lengths[chosen])
+
+    def latest(self, most: int) -> "Histories":
+        """The last `most` events of each history."""
+        if self.items.shape[1] <= most:
+            return self
+        skipped = (self.lengths.long() - most).clamp(min=0)[:, None]
+        places = skipped + torch.arange(most, device=skipped.device)
+        return Histories(self.items.gather(1, places), self.timestamps.gather(1, places), self.lengths.clamp(max=most))
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,24 @@ def next_item_batch(windows: Windows, negatives: Negatives | None = None) -> Tra
         lengths=lengths,
         negatives=negatives,
     )
+
+
+def target_places(target: Int[Tensor, "B L"]) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
+    """Places of each row's targets, in order, and which of them are any: rows have different numbers."""
+    known = target != 0
+    most = max(1, int(known.sum(dim=1).max()))
+    places = (~known).int().argsort(dim=1, stable=True)[:, :most]
+    return places, known.gather(1, places)
+
+
+def some_targets(
+    target: Int[Tensor, "B L"], first: Int[np.ndarray, " B"], most: int, rng: np.random.Generator
+) -> Int[Tensor, "B L"]:
+    """At most `most` targets of each row, drawn anew each time among those from place `first` on; the others are 0."""
+    allowed = (target != 0).numpy() & (np.arange(target.shape[1]) >= first[:, None])
+    turn = np.where(allowed, rng.random(allowed.shape), 2.0)
+    last = np.sort(turn, axis=1)[:, min(most, allowed.shape[1]) - 1]
+    return target * torch.from_numpy(allowed & (turn <= last[:, None]))
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,10 @@ class Retriever(Protocol):
 
 
 @runtime_checkable
-class TrainableRetriever(Retriever, Protocol):
-    """A retriever that learns by gradient: it says how histories are cut and what of them is predicted.
+class Trainable(Protocol):
+    """What learns by gradient: it says how histories are cut and what of them is predicted.
 
-    Below its own three methods, those of `torch.nn.Module` that training and export call.
+    Below its own methods, those of `torch.nn.Module` that training and export call.
     """
 
     @property
@@ -57,7 +57,7 @@ class TrainableRetriever(Retriever, Protocol):
 
     @property
     def reads_times(self) -> bool:
-        """Whether vectors depend on timestamps; false for a model that knows only the order."""
+        """Whether scores depend on timestamps; false for a model that knows only the order."""
         ...
 
     def learn_popularity(self, counts: IntArray) -> None:
@@ -80,17 +80,22 @@ class TrainableRetriever(Retriever, Protocol):
         """Takes weights of the same names and shapes."""
         ...
 
-    def train(self, mode: bool = True) -> "TrainableRetriever":
+    def train(self, mode: bool = True) -> "Trainable":
         """Turns dropout on or off."""
         ...
 
-    def eval(self) -> "TrainableRetriever":
+    def eval(self) -> "Trainable":
         """Turns dropout off."""
         ...
 
-    def cpu(self) -> "TrainableRetriever":
+    def cpu(self) -> "Trainable":
         """Moves to main memory."""
         ...
+
+
+@runtime_checkable
+class TrainableRetriever(Retriever, Trainable, Protocol):
+    """A retriever that learns by gradient."""
 
 
 @runtime_checkable
@@ -223,8 +228,20 @@ class Incremental(TrainableRetriever, Protocol):
 class Ranker(Protocol):
     """Scores of given candidates: the second stage."""
 
+    max_len: int
+    """Events of a history that `score` reads; the caller cuts."""
+
     def score(self, batch: Histories, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
-        """Higher is better; comparable within a row only."""
+        """Higher is better; comparable within a row only. Histories may be empty."""
+        ...
+
+
+@runtime_checkable
+class TrainableRanker(Ranker, Trainable, Protocol):
+    """A ranker that learns from clicks; its scores are their logits."""
+
+    def learn_categories(self, categories: Int[Tensor, " V"]) -> None:
+        """Called once before training: the category of each item row, 0 where it has none."""
         ...
 
 

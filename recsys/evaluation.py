@@ -14,7 +14,7 @@ from recsys.batches import Histories
 from recsys.contracts import CatalogScorer, ItemMask
 from recsys.metrics import IntArray, case_metrics, list_metrics
 from recsys.prepared import SeenRule
-from recsys.ranking import target_ranks, top_k, without_items
+from recsys.ranking import Reranker, target_ranks, top_k, without_items
 from recsys.sequences import SequenceStore
 
 SCORES_PER_BATCH = 1 << 21
@@ -42,22 +42,28 @@ def rank_cases(
     device: torch.device | None = None,
     retired: IntArray | None = None,
     progress: Callable[[int], None] | None = None,
+    reranker: Reranker | None = None,
 ) -> Ranked:
     """Ranks every case's target among all items.
 
     With `seen="exclude"` no item of the whole history may be returned; a target among them is a miss, as it
-    is for the product. Items of the rows `retired` are never returned either.
+    is for the product. Items of the rows `retired` are never returned either. With a `reranker` the best of the rest go
+    through a second stage.
     """
     ranks = np.zeros(len(cases), dtype=np.int32)
     listed = {k: np.zeros(num_rows, dtype=np.int64) for k in cutoffs}
     columns = {name: cases[name].to_numpy().astype(np.int64) for name in ("user_idx", "position", "target")}
-    for chosen in _batches_of_like_length(np.minimum(columns["position"], scorer.max_len), num_rows):
+    max_len = max(scorer.max_len, 0 if reranker is None else reranker.ranker.max_len)
+    most = max(1, SCORES_PER_BATCH // num_rows)
+    for chosen in batches_of_like_length(np.minimum(columns["position"], max_len), most):
         users, positions = columns["user_idx"][chosen], columns["position"][chosen]
-        histories = Histories.from_windows(store.windows(users, positions, scorer.max_len), device)
+        histories = Histories.from_windows(store.windows(users, positions, max_len), device)
         excluded = whole_histories(store, users, positions, device) if seen == "exclude" else histories.items[:, :0]
-        scores = without_items(scorer.scores(histories), excluded)
+        scores = without_items(scorer.scores(histories.latest(scorer.max_len)), excluded)
         if retired is not None:
             scores[:, retired] = -torch.inf
+        if reranker is not None:
+            scores = reranker.reordered(histories, scores)
         target = torch.from_numpy(columns["target"][chosen]).to(scores.device)
         ranks[chosen] = target_ranks(scores, target).cpu().numpy()
         best = top_k(scores, max(cutoffs)).items.cpu().numpy()
@@ -68,10 +74,9 @@ def rank_cases(
     return Ranked(cases.with_columns(rank=ranks), listed)
 
 
-def _batches_of_like_length(lengths: IntArray, num_rows: int) -> Iterator[IntArray]:
-    """Indices of cases, short histories first, so that little padding is encoded."""
+def batches_of_like_length(lengths: IntArray, most: int) -> Iterator[IntArray]:
+    """Indices of cases, at most so many together, short histories first, so that little padding is encoded."""
     order = np.argsort(lengths, kind="stable")
-    most = max(1, SCORES_PER_BATCH // num_rows)
     first = 0
     while first < len(order):
         longest = int(lengths[order[min(first + most, len(order)) - 1]])

@@ -392,8 +392,12 @@ def interval_buckets(timestamps: Int[Tensor, "B L"], num_buckets: int) -> Int[Te
     Bucket 0 is an unknown time: that of a window's first event, which would change with the window.
     """
     seconds = torch.diff(timestamps).clamp(min=0) // MICROSECONDS
-    buckets = 1 + torch.log2(1 + seconds.double()).long()
-    return F.pad(buckets.clamp(max=num_buckets - 1), (1, 0))
+    return F.pad(log_buckets(seconds, num_buckets), (1, 0))
+
+
+def log_buckets(seconds: Int[Tensor, "*N"], num_buckets: int) -> Int[Tensor, "*N"]:
+    """1 + log2(1 + seconds), rounded down, at most `num_buckets` - 1."""
+    return (1 + torch.log2(1 + seconds.double()).long()).clamp(max=num_buckets - 1)
 
 
 def last_valid(states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B 1 D"]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from recsys.catalog import PADDING
 from recsys.errors import ConfigError
 from recsys.sequences import IntArray
 
@@ -108,6 +109,31 @@ class NegativeSampler:
         if self.share is None:
             raise RuntimeError(f"{self.sampling} negatives need learn_popularity() before the first batch")
         return self.share
+
+
+class PopularNegatives:
+    """Items drawn as often as `counts` [V] names them, none that the user knew by then."""
+
+    def __init__(self, counts: IntArray) -> None:
+        self.up_to = np.cumsum(counts) / counts.sum()
+
+    def draw(
+        self, histories: Int[np.ndarray, "B L"], stops: Int[np.ndarray, "B P"], number: int, rng: np.random.Generator
+    ) -> Int[np.ndarray, "B P M"]:
+        """`number` for each stop, redrawn while they are among the row's first `stops` events.
+
+        What comes after is no reason to reject an item: an answer in use does not know it either.
+        """
+        items = self._any(rng, (*stops.shape, number))
+        before = np.arange(histories.shape[1]) < stops[:, :, None]
+        past = np.where(before, histories[:, None], PADDING)
+        for _ in range(REDRAWS):
+            known = (items[..., None] == past[:, :, None]).any(axis=-1)
+            items[known] = self._any(rng, (int(known.sum()),))
+        return items
+
+    def _any(self, rng: np.random.Generator, shape: tuple[int, ...]) -> IntArray:
+        return np.searchsorted(self.up_to, rng.random(shape), side="right")
 
 
 def unseen_negatives(histories: Int[np.ndarray, "B L"], num_items: int, rng: np.random.Generator) -> Negatives:

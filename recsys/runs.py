@@ -1,6 +1,6 @@
 """A finished training run on disk, apart from which model it holds.
 
-config.yaml   model.safetensors   epochs.jsonl   manifest.json   evaluation/<part>/
+config.yaml   model.safetensors   epochs.jsonl   manifest.json   evaluation/<part>/   reranking/<part>/<retriever>/
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from recsys.steps import read_manifest
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
 EPOCHS = "epochs.jsonl"
+REPORT = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,10 @@ class Run:
     def evaluation(self, part: str) -> Path:
         """Where `recsys evaluate` puts its output for a part of the data."""
         return self.folder / "evaluation" / part
+
+    def reranking(self, part: str, retriever: str) -> Path:
+        """Where it puts that of a ranker over the lists of a retriever's run."""
+        return self.folder / "reranking" / part / retriever
 
 
 def open_run(folder: Path) -> Run:

@@ -1,4 +1,4 @@
-"""The one training loop: any `TrainableRetriever`, one process or many, resumable at any step.
+"""The one training loop: any `Trainable`, one process or many, resumable at any step.
 
 Randomness is a function of (seed, epoch, batch), never of what ran before: a run that was killed and resumed
 computes what an undisturbed one computes, bit for bit on CPU, and every process of a distributed run builds the
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from recsys.batches import TrainBatch, TrainingWindows, thinned
 from recsys.checkpoints import Checkpoint, Progress, copy_weights, latest_checkpoint, on_device, save_checkpoint
-from recsys.contracts import SentenceReader, TrainableRetriever
+from recsys.contracts import SentenceReader, Trainable, TrainableRanker, TrainableRetriever
 from recsys.errors import ConfigError, DataError
 from recsys.sequences import SequenceStore
 from recsys.tracking import NoTracker, Tracker
@@ -135,8 +135,18 @@ class Trainer:
         self.batches_per_epoch = windows.batches(config.batch_size, config.epoch_batches)
 
     @property
+    def learner(self) -> Trainable:
+        """The model by what training asks of it."""
+        return self.model  # type: ignore[return-value]
+
+    @property
     def retriever(self) -> TrainableRetriever:
-        """The model by its contract."""
+        """The model, where it is a retriever."""
+        return self.model  # type: ignore[return-value]
+
+    @property
+    def ranker(self) -> TrainableRanker:
+        """The model, where it is a ranker."""
         return self.model  # type: ignore[return-value]
 
     @property
@@ -239,7 +249,7 @@ class Trainer:
         windows = self.windows.load(self.store, chosen)
         if self.config.event_dropout:
             windows = thinned(windows, self.config.event_dropout, rng)
-        batch = self.retriever.training_batch(windows, rng)
+        batch = self.learner.training_batch(windows, rng)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.progress.step, self.config.epochs * self.batches_per_epoch)
         loss = self._backward(batch)

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import events_of, histories_of, item_table
 from torch import nn
 
-from models.registry import FLOORS, MODELS, build_config, model_config, preset
+from models.registry import FLOORS, MODELS, build_config, is_ranker, model_config, preset
 from pipelines.settings import deep_merged
-from recsys.contracts import CountingModel, TrainableRetriever
+from recsys.contracts import CountingModel, TrainableRanker, TrainableRetriever
 from recsys.errors import ConfigError
 from recsys.layers import Dropout
 from recsys.losses import LossConfig
@@ -42,7 +43,8 @@ def test_every_model_has_a_preset_and_keeps_a_contract(name: str) -> None:
     sections = preset(name)
     if issubclass(model_class, nn.Module):
         assert sections.keys() == {"model", "training"}
-        assert any(contract.endswith("RetrieverContract") for contract in contracts_of(model_class))
+        retriever = any(contract.endswith("RetrieverContract") for contract in contracts_of(model_class))
+        assert retriever or is_ranker(name)
     else:
         assert sections.keys() == {"model"}
         assert "CountingModelContract" in contracts_of(model_class)
@@ -55,8 +57,12 @@ def test_every_preset_can_be_built(name: str, variant: str) -> None:
     if "training" in sections:
         assert isinstance(build_config(TrainingConfig, sections["training"], "training"), TrainingConfig)
         model = config.model_class(config.values)
-        assert isinstance(model, TrainableRetriever)
-        assert model.item_vectors().shape[0] == 44
+        if config.ranks:
+            assert isinstance(model, TrainableRanker)
+            assert model.score(histories_of([[3]]), torch.tensor([[5, 43]])).shape == (1, 2)
+        else:
+            assert isinstance(model, TrainableRetriever)
+            assert model.item_vectors().shape[0] == 44
     else:
         model = config.model_class.fit(config.values, events_of([[3, 1], [2]], num_rows=44), item_table(43))
         assert isinstance(model, CountingModel)
@@ -81,7 +87,7 @@ def test_the_catalogue_decides_the_number_of_items() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sasrek", r"no model 'sasrek' \(did you mean 'sasrec'\?\); known are bert4rec, item-knn, "),
+        ("sasrek", r"no model 'sasrek' \(did you mean 'sasrec'\?\); known are bert4rec, dare, hierarchical, "),
         ("nothing-like-it", "no model 'nothing-like-it'; known are"),
     ],
 )

@@ -18,6 +18,8 @@ from tiny import PRIME, item_table, store_of
 
 from models.registry import MODELS, model_config
 from recsys.batches import TrainingWindows
+from recsys.click_metrics import auc
+from recsys.clicks import ClickCases, click_scores
 from recsys.contracts import CatalogScorer, SentenceReader
 from recsys.evaluation import mean_metrics, rank_cases
 from recsys.item_sentences import KEY, VALUE, ItemSentences
@@ -47,6 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "ffn_dim": 32,
         "pooling": "mean",
     },
+    "dare": {"max_len": 8, "kept": 3, "embedding_dim": 8, "positives": 4},
 }
 LOSSES: dict[str, dict[str, Any]] = {
     "sampled-softmax": {"negatives": 12, "sampling": "mixed"},
@@ -58,7 +61,7 @@ CASES = [
     *(f"{name} {kind}" for name in ("sasrec", "bert4rec") for kind in LOSSES),
 ]
 """A model's name, and after it the loss where it is not the model's own."""
-BANDS = {"first loss": 1e-3, "last loss": 5e-3, "ndcg@10": 0.02}
+BANDS = {"first loss": 1e-3, "last loss": 5e-3, "ndcg@10": 0.02, "auc": 0.01}
 """Of trained models, relative: processors round differently. Counting models have none."""
 STORE = store_of([
     [int(row) for row in line.split()] for line in (GOLDEN / "histories.txt").read_text(encoding="utf-8").splitlines()
@@ -66,7 +69,7 @@ STORE = store_of([
 
 
 def measured(case: str) -> dict[str, float]:
-    """NDCG@10 of leave-one-out; of a model that learns by gradient also the losses of the first and last epoch."""
+    """NDCG@10 of leave-one-out, of a ranker AUC; of what learns by gradient also the losses of first and last epoch."""
     split = split_last_item(STORE)
     events = TrainingEvents(STORE, split.train_stop, PRIME + 1)
     name, _, kind = case.partition(" ")
@@ -81,6 +84,10 @@ def measured(case: str) -> dict[str, float]:
         if isinstance(model, SentenceReader):
             model.learn_sentences(words(PRIME), (1, 0, 2))
         losses = train(model, events)
+        if config.ranks:
+            clicks = ClickCases.of(build_cases(STORE, split, "test", PRIME + 1), STORE, events.item_counts())
+            _, labels, scores = clicks.flat(click_scores(model.eval().score, model.max_len, STORE, clicks))
+            return {"auc": round(auc(labels, scores), 5), **losses}
         scorer: CatalogScorer = RetrieverScorer(model.eval(), torch.zeros(PRIME + 1))
     else:
         scorer = config.model_class.fit(config.values, events, item_table(PRIME))

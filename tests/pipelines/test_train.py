@@ -64,6 +64,7 @@ def test_a_run_says_what_it_is(prepared: Prepared, tmp_path: Path) -> None:
         "text_encoder": None,
         "text_revision": None,
         "text_width": 384,
+        "text_control": "none",
         "cosine": False,
         "loss": {
             "kind": "softmax",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import histories_of, irregular_times, store_of, windows_of
 
 from recsys import batches
-from recsys.batches import TrainBatch, TrainingWindows, WindowShape, next_item_batch, thinned
+from recsys.batches import TrainBatch, TrainingWindows, WindowShape, next_item_batch, some_targets, thinned
 from recsys.negatives import Negatives
 
 STOPS = st.lists(st.integers(0, 40), min_size=1, max_size=8)
@@ -247,3 +247,28 @@ def test_batches_hold_windows_of_one_group_but_for_those_at_the_seams() -> None:
     same = replace(windows, groups=windows.groups + 7).epoch(32, np.random.default_rng(0))
     for ours, theirs in zip(windows.epoch(32, np.random.default_rng(0)), same, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("most", [1, 3, 4, 5, 9])
+def test_the_latest_events_of_histories(most: int) -> None:
+    histories = [[4, 7, 2, 9, 5], [3, 1], [8, 6, 2, 5]]
+    batch = histories_of(histories).latest(most)
+    assert batch.lengths.tolist() == [min(most, len(history)) for history in histories]
+    for row, history in enumerate(histories):
+        length = batch.lengths[row]
+        assert batch.items[row, :length].tolist() == history[-most:]
+        assert batch.timestamps[row, :length].tolist() == irregular_times(len(history))[-most:]
+
+
+def test_some_targets_are_drawn_anew_among_those_allowed() -> None:
+    target = torch.tensor([[5, 6, 7, 8, 9], [4, 3, 0, 0, 0], [1, 2, 3, 4, 0]])
+    often = np.zeros((3, 5))
+    for seed in range(400):
+        drawn = some_targets(target, np.array([2, 0, 0]), 2, np.random.default_rng(seed))
+        kept = (drawn != 0).numpy()
+        assert kept.sum(axis=1).tolist() == [2, 2, 2]
+        assert torch.equal(drawn[kept], target[kept])
+        often += kept
+    expected = 400 * np.array([[0, 0, 2 / 3, 2 / 3, 2 / 3], [1, 1, 0, 0, 0], [0.5, 0.5, 0.5, 0.5, 0]])
+    assert (np.abs(often - expected) < 50).all()
+    assert torch.equal(some_targets(target, np.array([0, 0, 0]), 9, np.random.default_rng(0)), target)

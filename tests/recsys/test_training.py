@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rankers import ranker
 from tiny import PRIME, cyclic_histories, random_histories, store_of
 from torch import nn
 
 from models.bert4rec import BERT4Rec, BERT4RecConfig
+from models.dare import DARE
 from models.sasrec import SASRec, SASRecConfig
 from recsys.batches import TrainBatch, TrainingWindows
 from recsys.errors import ConfigError, DataError
@@ -50,7 +52,11 @@ def binary(dropout: float = 0.0) -> BERT4Rec:
     return BERT4Rec(BERT4RecConfig(**SMALL, dropout=dropout, loss=LossConfig(kind="bce")))
 
 
-MODELS = pytest.mark.parametrize("make", [sasrec, bert4rec, sampled, binary])
+def dare(dropout: float = 0.0) -> DARE:  # noqa: ARG001 - a ranker has none
+    """A ranker: its targets, and the negatives of each, are drawn anew for every batch."""
+    model = ranker("dare", num_items=PRIME, max_len=6, positives=3)
+    model.learn_popularity(np.bincount([item for history in HISTORIES for item in history], minlength=PRIME + 1))
+    return model
 
 
 def trainer_of(
@@ -256,7 +262,7 @@ def test_decay_spares_biases_and_norms(tmp_path: Path) -> None:
     assert after[norm].norm() > 0.99 * before[norm].norm()
 
 
-@MODELS
+@pytest.mark.parametrize("make", [sasrec, bert4rec, sampled, binary, dare])
 def test_four_micro_batches_equal_one_batch(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     """Rows have unlike numbers of targets and one batch has three rows only, so a mean of means would differ."""
     size = len(trainer_of(make(), tmp_path).windows) - 3
@@ -269,7 +275,8 @@ def test_four_micro_batches_equal_one_batch(make: Callable[[], nn.Module], tmp_p
 @pytest.mark.parametrize(
     ("make", "steps", "precision"),
     [(make, steps, "fp32") for make in (sasrec, bert4rec) for steps in (1, 5, 8, 11)]
-    + [(sampled, 8, "fp32"), (binary, 5, "fp32"), (sasrec, 5, "bf16"), (bert4rec, 8, "bf16")],
+    + [(sampled, 8, "fp32"), (binary, 5, "fp32"), (sasrec, 5, "bf16"), (bert4rec, 8, "bf16")]
+    + [(dare, 5, "fp32"), (dare, 6, "bf16")],
 )
 def test_an_interrupted_training_ends_with_the_same_weights(
     make: Callable[..., nn.Module], steps: int, precision: str, tmp_path: Path

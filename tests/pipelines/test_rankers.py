@@ -1,0 +1,214 @@
+"""Rankers from `recsys train` to clicks and re-ranked lists."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from builders import random_rows, write_dataset
+from command_line import run_recsys
+from rich.console import Console
+from safetensors.torch import load_file
+from training import assert_same_weights, epochs, trained
+
+from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.export import ExportConfig, export
+from pipelines.loading import run_ranker, run_scorer
+from pipelines.plan import TrainConfig
+from pipelines.prepare import PrepareConfig, prepare
+from pipelines.reporter import Reporter
+from pipelines.search import SweepConfig, make_search
+from pipelines.tables import evaluation_table
+from pipelines.train import train
+from recsys.batches import Histories
+from recsys.click_metrics import click_metrics
+from recsys.errors import ConfigError, DataError
+from recsys.prepared import Prepared
+from recsys.runs import Run
+
+SMALL = (
+    "model.max_len=6",
+    "model.kept=3",
+    "model.embedding_dim=4",
+    "model.positives=3",
+    "training.epochs=2",
+    "training.batch_size=8",
+)
+
+
+def quiet() -> Reporter:
+    """A reporter that says nothing."""
+    return Reporter(quiet=True)
+
+
+def prepared_in(folder: Path, **columns: Any) -> Prepared:
+    """20 users who walk from item to item, 17 of them."""
+    items = pl.DataFrame({"item_id": [f"i{row:03}" for row in range(17)]} | columns)
+    dataset = write_dataset(folder / "dataset", random_rows(0, users=20, items=17, events=240), items)
+    return prepare(PrepareConfig(dataset=dataset, out=folder / "prepared", split="last-item", seen="keep"))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """With two categories and items without one."""
+    kinds = [["odd", "small"] if row % 2 else ["even"] if row < 12 else None for row in range(17)]
+    return prepared_in(tmp_path_factory.mktemp("data"), categories=kinds)
+
+
+def fit(prepared: Prepared, out: Path, *settings: str, **options: Any) -> Run:
+    """A small DARE."""
+    config = TrainConfig(
+        data=prepared.folder, model="dare", out=out, settings=(*SMALL, *settings), tracking=False, **options
+    )
+    run = train(config, quiet())
+    assert run is not None
+    return run
+
+
+@pytest.fixture(scope="module")
+def ranker_run(prepared: Prepared) -> Run:
+    """A trained DARE."""
+    return fit(prepared, prepared.folder.parent / "runs" / "dare")
+
+
+@pytest.fixture(scope="module")
+def retriever_run(prepared: Prepared) -> Run:
+    """What it re-ranks."""
+    return trained(prepared, prepared.folder.parent / "runs" / "sasrec")
+
+
+def test_a_ranker_is_watched_by_auc(ranker_run: Run) -> None:
+    figures = epochs(ranker_run)
+    assert figures[0].keys() == {"epoch", "loss", "auc", "gauc", "logloss", "calibration", "calibration_error"}
+    counts = ranker_run.manifest["counts"]
+    assert counts["best_validation_auc"] == max(entry["auc"] for entry in figures)
+    assert ranker_run.config["model"]["num_categories"] == 2
+    kept = load_file(ranker_run.folder / "model.safetensors")["category_of"].tolist()
+    assert kept == [0, *(2 if row % 2 else 1 if row < 12 else 0 for row in range(17))]
+
+
+def test_the_same_run_again_is_the_same(prepared: Prepared, ranker_run: Run, tmp_path: Path) -> None:
+    again = fit(prepared, tmp_path / "again")
+    assert_same_weights(ranker_run, again)
+    assert epochs(ranker_run) == epochs(again)
+    other = fit(prepared, tmp_path / "other", seed=1)
+    assert epochs(other) != epochs(again)
+
+
+def test_data_without_categories_has_no_such_table(tmp_path: Path) -> None:
+    run = fit(prepared_in(tmp_path), tmp_path / "run", "model.time_buckets=8")
+    assert run.config["model"]["num_categories"] == 0
+    assert not [name for name in load_file(run.folder / "model.safetensors") if "categories" in name]
+    with pytest.raises(DataError, match=r"no column 'brand' for model\.category"):
+        fit(prepared_in(tmp_path / "other"), tmp_path / "other" / "run", "model.category=brand")
+
+
+def test_a_refit_and_a_start_take_a_rankers_settings(prepared: Prepared, ranker_run: Run, tmp_path: Path) -> None:
+    config = TrainConfig(
+        data=prepared.folder, model="dare", out=tmp_path / "refit", refit=ranker_run.folder, tracking=False
+    )
+    refit = train(config, quiet())
+    assert refit is not None
+    assert refit.config["model"] == ranker_run.config["model"]
+    begun = fit(prepared, tmp_path / "begun", "training.epochs=0", init=ranker_run.folder)
+    assert_same_weights(begun, ranker_run)
+
+
+def test_clicks_are_kept_row_by_row(prepared: Prepared, ranker_run: Run) -> None:
+    evaluation = evaluate(EvaluateConfig(runs=(ranker_run.folder,)), quiet())
+    folder = ranker_run.evaluation("test")
+    rows = pl.read_parquet(folder / "clicks.parquet")
+    cases = prepared.cases("test")
+    assert len(rows) == 3 * len(cases)
+    assert rows.filter(pl.col("label") == 1)["item"].to_list() == cases["target"].to_list()
+    users, labels = (rows[name].to_numpy().astype(np.int64) for name in ("user_idx", "label"))
+    figures = click_metrics(users, labels, rows["score"].to_numpy())
+    assert json.loads((folder / "report.json").read_text())["metrics"] == pytest.approx(figures)
+    assert evaluation.runs["dare"]["metrics"] == pytest.approx(figures)
+    first = rows.head(3)
+    window = prepared.store.windows(np.array([first["user_idx"][0]]), np.array([first["position"][0]]), 6)
+    items = first["item"].to_torch().long()[None]
+    scores = run_ranker(ranker_run, prepared).score(Histories.from_windows(window), items)
+    assert scores[0].tolist() == pytest.approx(first["score"].to_list(), rel=1e-5)
+
+
+def test_floors_stand_beside_rankers_without_probabilities(ranker_run: Run) -> None:
+    evaluation = evaluate(EvaluateConfig(runs=(ranker_run.folder,)), quiet())
+    assert list(evaluation.floors) == ["popularity", "popularity-recent", "markov", "item-knn", "tfidf"]
+    assert all(report["metrics"].keys() == {"auc", "gauc"} for report in evaluation.floors.values())
+    assert evaluation.floors["markov"]["metrics"]["auc"] > 0.6, "users walk from item to item"
+    assert evaluation.verdicts()[0].startswith("dare: auc 0.")
+    console = Console(width=200, file=io.StringIO())
+    console.print(evaluation_table(evaluation))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "clicks beside 2 popular items" in shown
+    assert "calibration_error" in shown
+
+
+def test_reranking_reorders_what_the_retriever_found(prepared: Prepared, ranker_run: Run, retriever_run: Run) -> None:
+    """All items as candidates: the ranks are the ranker's alone, counted by hand."""
+    config = EvaluateConfig(runs=(ranker_run.folder,), rerank=retriever_run.folder, candidates=17, cutoffs=(3,))
+    evaluation = evaluate(config, quiet())
+    name = "dare over sasrec"
+    assert list(evaluation.runs) == ["sasrec", name]
+    kept = pl.read_parquet(ranker_run.reranking("test", "sasrec") / "cases.parquet")
+    everything = np.arange(1, 18)
+    model = run_ranker(ranker_run, prepared)
+    log_counts = torch.from_numpy(prepared.training_events().item_counts()[1:]).log()
+    for user, position, target, rank in kept.select("user_idx", "position", "target", "rank").iter_rows():
+        window = prepared.store.windows(np.array([user]), np.array([position]), 6)
+        candidates = pl.Series(everything).to_torch().long()[None]
+        scores = model.score(Histories.from_windows(window), candidates)[0] + log_counts
+        assert rank == int((scores >= scores[target - 1]).sum())
+    difference = evaluation.changes[name][0]
+    expected = evaluation.runs[name]["metrics"]["ndcg@3"] - evaluation.runs["sasrec"]["metrics"]["ndcg@3"]
+    assert (difference.metric, difference.difference) == ("ndcg@3", pytest.approx(expected))
+    assert any("ndcg@3" in sentence and "sasrec" in sentence for sentence in evaluation.verdicts()[2:])
+
+
+def test_what_the_retriever_did_not_find_is_not_returned(ranker_run: Run, retriever_run: Run) -> None:
+    config = EvaluateConfig(runs=(ranker_run.folder,), rerank=retriever_run.folder, candidates=4, cutoffs=(4,))
+    evaluation = evaluate(config, quiet())
+    alone = pl.read_parquet(retriever_run.evaluation("test") / "cases.parquet")["rank"]
+    after = pl.read_parquet(ranker_run.reranking("test", "sasrec") / "cases.parquet")["rank"]
+    assert ((after <= 4) == (alone <= 4)).all()
+    rates = [report["metrics"]["hit_rate@4"] for report in evaluation.runs.values()]
+    assert rates[0] == rates[1]
+    assert (after != alone).any()
+
+
+def test_commands_of_rankers(ranker_run: Run, retriever_run: Run) -> None:
+    code, output, error = run_recsys("evaluate", ranker_run.folder, "--json")
+    assert code == 0, error
+    assert json.loads(output)["protocol"] == "clicks"
+    code, output, error = run_recsys(
+        "evaluate", ranker_run.folder, "--rerank", retriever_run.folder, "--candidates", "20", "--json"
+    )
+    assert code == 0, error
+    assert json.loads(output)["retriever"] == "sasrec"
+    reranked = ranker_run.reranking("test", "sasrec")
+    code, output, error = run_recsys("compare", retriever_run.folder, reranked, "--json")
+    assert code == 0, error
+
+
+def test_what_rankers_cannot_do_is_refused(
+    prepared: Prepared, ranker_run: Run, retriever_run: Run, tmp_path: Path
+) -> None:
+    config = EvaluateConfig(runs=(ranker_run.folder, retriever_run.folder))
+    with pytest.raises(ConfigError, match="rankers are judged by clicks and the other runs by full ranking"):
+        evaluate(config, quiet())
+    with pytest.raises(ConfigError, match="holds 'sasrec', which is no ranker"):
+        evaluate(replace(config, runs=(retriever_run.folder,), rerank=retriever_run.folder), quiet())
+    with pytest.raises(ConfigError, match="candidates=9 fill no list of 20 items"):
+        replace(config, candidates=9)
+    with pytest.raises(ConfigError, match="holds 'dare', which ranks what another model has found"):
+        run_scorer(ranker_run, prepared)
+    with pytest.raises(ConfigError, match="holds 'dare', which has no vectors to search by"):
+        export(ExportConfig(run=ranker_run.folder, out=tmp_path / "bundle"))
+    with pytest.raises(ConfigError, match="sweep: dare is a ranker"):
+        make_search(SweepConfig(data=prepared.folder, model="dare", out=tmp_path / "sweep"))
