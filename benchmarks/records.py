@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -43,6 +43,7 @@ class Experiment:
     published: list[dict[str, Any]]
     remarks: list[str]
     ranked: bool = True
+    protocol: Literal["full ranking", "clicks"] = "full ranking"
 
     def log(self, work: Path) -> Path:
         """The log: below RECSYS_DATA, or MovieLens-100K as the demo has it."""
@@ -127,14 +128,16 @@ def write_record(experiment: Experiment, model: str, seed: int, run: Run) -> Non
             "seed": seed,
             "config": run.config,
             "metrics": report["metrics"],
-            "segments": {name: part["metrics"]["ndcg@10"] for name, part in report["segments"].items()},
+            "segments": {name: part["metrics"]["ndcg@10"] for name, part in report.get("segments", {}).items()},
             "best_epoch": best,
-            "best_validation_ndcg@10": counts.get("best_validation_ndcg@10"),
+            **{name: value for name, value in counts.items() if name.startswith("best_validation_")},
             "epochs": len(epochs),
             "parameters": counts.get("parameters", 0),
             "seconds_to_best": round(sum(epoch["seconds"] for epoch in epochs[:best]), 1),
             "seconds_per_epoch": round(sum(epoch["seconds"] for epoch in epochs) / max(1, len(epochs)), 2),
-            "validation_curve": [round(epoch["ndcg@10"], 5) for epoch in epochs if "ndcg@10" in epoch],
+            "validation_curve": [
+                round(epoch[watched], 5) for epoch in epochs for watched in ("ndcg@10", "auc") if watched in epoch
+            ],
             **{key: manifest[key] for key in ("created", "machine", "commit", "libraries")},
         },
     )

@@ -19,7 +19,10 @@ SEGMENTS = {
     "popularity decile: 1": "rarest tenth of items",
     "popularity decile: 10": "most popular tenth",
 }
-METRICS = ("ndcg@10", "hit_rate@10", "mrr@10", "coverage@10")
+METRICS = {
+    "full ranking": ("ndcg@10", "hit_rate@10", "mrr@10", "coverage@10"),
+    "clicks": ("auc", "gauc", "logloss", "calibration_error"),
+}
 
 
 def page(experiments: list[Experiment]) -> str:
@@ -40,19 +43,24 @@ def experiment_section(experiment: Experiment) -> str | None:
     floors = read_floors(experiment)
     if floors is None:
         return None
-    counts = floors["counts"]
+    counts, metrics = floors["counts"], METRICS[experiment.protocol]
     lines = [
         f"## {experiment.title}",
         "",
         f"{counts['users']} users, {counts['items']} items, {counts['events']} events; "
         f"{counts['test_cases']} test cases; seen items: {counts['seen']}.",
         "",
-        "| model | seeds | " + " | ".join(METRICS) + " | best epoch | seconds to it |",
-        "|---|---|" + "---|" * (len(METRICS) + 2),
+        "| model | seeds | " + " | ".join(metrics) + " | best epoch | seconds to it |",
+        "|---|---|" + "---|" * (len(metrics) + 2),
     ]
-    lines += [row(f"{name} (floor)", "-", [floors["floors"][name]]) for name in FLOORS if name in floors["floors"]]
-    lines += [row(f"*{entry['model']}* (published: {entry['source']})", "-", [entry]) for entry in experiment.published]
-    lines += [model_row(model, records) for model in experiment.models if (records := done(experiment, model))]
+    lines += [
+        row(metrics, f"{name} (floor)", "-", [floors["floors"][name]]) for name in FLOORS if name in floors["floors"]
+    ]
+    lines += [
+        row(metrics, f"*{entry['model']}* (published: {entry['source']})", "-", [entry])
+        for entry in experiment.published
+    ]
+    lines += [model_row(metrics, model, records) for model in experiment.models if (records := done(experiment, model))]
     lines += ["", *(f"- {line}" for line in experiment.remarks)]
     lines += contrast_lines(experiment)
     lines += cost_lines(experiment)
@@ -72,6 +80,15 @@ def contrast_lines(experiment: Experiment) -> list[str]:
         "| variant | base | seeds | " + " | ".join(SEGMENTS.values()) + " |",
         "|---|---|---|" + "---|" * len(SEGMENTS),
         *(contrast_row(name, record) for name, record in contrasts.items()),
+        *step_lines({name: record for name, record in contrasts.items() if record["steps"]}),
+    ]
+
+
+def step_lines(contrasts: dict[str, dict[str, Any]]) -> list[str]:
+    """What each reasoning step is worth, of the variants that reason."""
+    if not contrasts:
+        return []
+    return [
         "",
         "By steps taken, mean over the seeds (ERL answers with the mean of the states so far). *Best so far* belongs "
         "to an oracle that knows the target and picks the best of these answers for each case; *similarity* is the "
@@ -134,16 +151,23 @@ def done(experiment: Experiment, model: str) -> list[dict[str, Any]]:
     return [record for record in records if record is not None]
 
 
-def model_row(model: str, records: list[dict[str, Any]]) -> str:
+def model_row(metrics: tuple[str, ...], model: str, records: list[dict[str, Any]]) -> str:
     """One model, mean and spread over the seeds that are done."""
     epochs = "/".join(str(record["best_epoch"]) for record in records)
     seconds = f"{mean(record['seconds_to_best'] for record in records):.0f}"
-    return row(model, str(len(records)), [record["metrics"] for record in records], epochs, seconds)
+    return row(metrics, model, str(len(records)), [record["metrics"] for record in records], epochs, seconds)
 
 
-def row(name: str, seeds: str, figures: list[dict[str, Any]], epochs: str = "-", seconds: str = "-") -> str:
+def row(
+    metrics: tuple[str, ...],
+    name: str,
+    seeds: str,
+    figures: list[dict[str, Any]],
+    epochs: str = "-",
+    seconds: str = "-",
+) -> str:
     """A line of the table; a figure that nobody reported is a dash."""
-    cells = [spread([entry[metric] for entry in figures]) if metric in figures[0] else "-" for metric in METRICS]
+    cells = [spread([entry[metric] for entry in figures]) if metric in figures[0] else "-" for metric in metrics]
     return "| " + " | ".join([name, seeds, *cells, epochs, seconds]) + " |"
 
 
