@@ -186,7 +186,7 @@ class SentenceReader(TrainableRetriever, Protocol):
         ...
 
     def refresh_items(self) -> None:
-        """Called before the first epoch and after each: item vectors of the weights as they are."""
+        """Called before items are compared: item vectors of the weights as they are."""
         ...
 
 

@@ -183,7 +183,8 @@ class Trainer:
         """
         last = self.config.epochs if stop_after is None else stop_after
         if self.progress.step == 0:
-            self._refresh_items()
+            if judge_start or not self._contrasts_rows:
+                self._refresh_items()
             self.best = copy_weights(self.model.state_dict())
             if judge_start:
                 self.progress.best_metric = self._validated(validate).get(watch, self.progress.best_metric)
@@ -198,6 +199,11 @@ class Trainer:
             self.tracker.log_metrics({k: v for k, v in figures.items() if k != "epoch"}, step=self.progress.epoch)
             on_epoch(figures)
         self.model.load_state_dict(self.best)
+
+    @property
+    def _contrasts_rows(self) -> bool:
+        """Whether the loss asks for no item vectors but those of the batch."""
+        return isinstance(self.model, SentenceReader) and self.model.contrasts_rows
 
     def _refresh_items(self) -> None:
         """Item vectors of a model that keeps them apart from the weights they are made of."""

@@ -133,6 +133,19 @@ def test_a_second_run_reads_no_item_and_an_edited_title_one(
     assert read[3] > 1, "other weights read all of them"
 
 
+def test_pretraining_reads_the_catalogue_once_an_epoch(
+    fit: Any, goal: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To be validated; its loss asks for no item but those of the batch."""
+    steps: list[int] = []
+    original = Recformer.make_item_matrix
+    monkeypatch.setattr(Recformer, "make_item_matrix", lambda model: steps.append(1) or original(model))
+    pretrained = fit(goal, tmp_path / "pretrained", "model.objective=pretrain")
+    assert len(steps) == len(epochs(pretrained)) == 2
+    fit(goal, tmp_path / "judged", "model.objective=pretrain", "training.epochs=1", init=pretrained.folder)
+    assert len(steps) == 2 + 2
+
+
 def test_what_a_run_begins_with_stays_where_no_epoch_is_better(fit: Any, goal: Prepared, tmp_path: Path) -> None:
     first = fit(goal, tmp_path / "first")
     spoiled = fit(goal, tmp_path / "spoiled", "training.learning_rate=3", "training.warmup_steps=1", init=first.folder)
