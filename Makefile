@@ -10,8 +10,8 @@ DEMO ?= demo
 demo: $(VENV)/.installed  ## the whole path on MovieLens-100K, into $(DEMO)/
 	$(BIN)/recsys demo --out $(DEMO)
 
-test: $(VENV)/.installed  ## all tests
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.installed  ## all tests, a file a process
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: $(VENV)/.installed  ## format, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -46,14 +46,14 @@ def parquet(frame: pl.DataFrame) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "found"),
     [
-        ("a.inter.gz", gzip.compress(b"user_id:token\titem_id:token\n"), "recbole"),
+        ("a.inter.gz", gzip.compress(b"user_id:token\titem_id:token\n", mtime=0), "recbole"),
         ("a.CSV", b"user,item\n", "csv"),
         ("a.npy", b"", "npy"),
         ("a.parquet", b"", "parquet"),
-        ("a.json.gz", gzip.compress(b'\n {"user": 1}\n'), "jsonl"),
+        ("a.json.gz", gzip.compress(b'\n {"user": 1}\n', mtime=0), "jsonl"),
         ("a.json", b'{"user": 1, "items": [2]}\n{"user": 2, "items": [3]}', "jsonl"),
         ("a.json", b'{"7": [1, 2],\n "8": []}', "json"),
-        ("a.json.gz", gzip.compress(b'{"7": {"title": "a"}}'), "json"),
+        ("a.json.gz", gzip.compress(b'{"7": {"title": "a"}}', mtime=0), "json"),
         ("a.jsonl", b'["1", "2"]\n', "sequences"),
         ("ratings.dat", b"1::2::3::4\n", "movielens"),
         ("u.data", b"196\t242\t3\t881250949\n", "csv"),
@@ -162,14 +162,14 @@ def test_parquet_keeps_types_and_folders_stand_for_their_files(tmp_path: Path) -
 def test_npy_columns_are_named_or_numbered(tmp_path: Path) -> None:
     matrix = npy(np.array([[1, 2], [3, 4], [5, 6]]))
     assert read(tmp_path / "a.npy", matrix).columns == ["column_1", "column_2"]
-    assert cells(read(tmp_path / "a.npy.gz", gzip.compress(matrix), columns=("user", "item"))) == [
+    assert cells(read(tmp_path / "a.npy.gz", gzip.compress(matrix, mtime=0), columns=("user", "item"))) == [
         (1, 2),
         (3, 4),
         (5, 6),
     ]
 
 
-TRUNCATED = gzip.compress(b"user,item\n" * 1000)[:-20]
+TRUNCATED = gzip.compress(b"user,item\n" * 1000, mtime=0)[:-20]
 
 
 @pytest.mark.parametrize(
