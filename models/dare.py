@@ -30,9 +30,11 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.click_networks import ActivationUnit, ClickHead
-from models.event_fields import Attended, FieldMaps, FieldRows, FieldTables, Role, Seen, masked_softmax
-from models.event_search import (
+from recsys.batches import Histories, TrainBatch, WindowShape, next_item_batch, some_targets, target_places
+from recsys.click_networks import ActivationUnit, ClickHead
+from recsys.errors import ConfigError
+from recsys.event_fields import Attended, FieldMaps, FieldRows, FieldTables, Role, Seen, masked_softmax
+from recsys.event_search import (
     AttentionSearch,
     CategorySearch,
     HashSearch,
@@ -45,8 +47,6 @@ from models.event_search import (
     kept,
     recency,
 )
-from recsys.batches import Histories, TrainBatch, WindowShape, next_item_batch, some_targets, target_places
-from recsys.errors import ConfigError
 from recsys.negatives import Negatives, PopularNegatives
 from recsys.sequences import IntArray, Windows
 

@@ -15,6 +15,7 @@ Dimensions: B batch, L positions, D width, V item rows (row 0 is padding), F wid
 from dataclasses import dataclass, fields
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Float, Int
@@ -22,10 +23,13 @@ from torch import Tensor
 
 from models.recformer import Recformer
 from models.sasrec import SASRec, SASRecConfig
-from recsys.batches import Histories, TrainBatch
+from recsys.batches import Histories, TrainBatch, TrainingWindows
 from recsys.contracts import Teaching
 from recsys.errors import ConfigError
+from recsys.sequences import SequenceStore
 from recsys.text_items import TextItems
+
+HISTORIES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,7 @@ class HierarchicalConfig(SASRecConfig):
         if self.items == "table":
             raise ConfigError("HierarchicalConfig: items=table learns ids, not texts; choose unisrec or morec.")
         own = {entry.name: entry.default for entry in fields(self)}
-        for name in ("text_encoder", "text_revision"):
+        for name in ("text_encoder", "text_revision", "text_control"):
             if getattr(self, name) != own[name]:
                 raise ConfigError(
                     f"HierarchicalConfig: {name}={getattr(self, name)!r}, but its texts are read by the teacher."
@@ -72,9 +76,17 @@ class Teacher:
         if new := {key: history for key, history in zip(keys, newest, strict=True) if key not in self._kept}:
             sizes = torch.tensor([len(history) for history in new.values()], dtype=torch.int32)
             rows = torch.nn.utils.rnn.pad_sequence(list(new.values()), batch_first=True)
-            vectors = self._model.encode(Histories(rows, torch.zeros_like(rows), sizes)).float()
-            self._kept |= dict(zip(new, vectors, strict=True))
+            device = self.item_vectors.device
+            batch = Histories(rows.to(device), torch.zeros_like(rows, device=device), sizes.to(device))
+            self._kept |= dict(zip(new, self._model.encode(batch).float(), strict=True))
         return torch.stack([self._kept[key] for key in keys]).to(items.device)
+
+    def read(self, store: SequenceStore, windows: TrainingWindows) -> None:
+        """Every training history at once, in an order of its own: a run that goes on hears what it heard before."""
+        order = np.argsort(windows.stops - windows.starts, kind="stable")
+        for first in range(0, len(order), HISTORIES_AT_ONCE):
+            loaded = windows.load(store, order[first : first + HISTORIES_AT_ONCE])
+            self.encode(torch.from_numpy(loaded.items), torch.from_numpy(loaded.lengths - 1))
 
 
 class Hierarchical(SASRec):
@@ -117,7 +129,9 @@ class Hierarchical(SASRec):
         if self.teacher is None:
             raise ValueError("distillation needs a teacher; call learn_from before training")
         history = Histories(batch.history, batch.timestamps, batch.lengths).rows(wanted)
-        scores = self.encode(history) @ self.item_vectors().T
-        taught = self.teacher.encode(history.items, history.lengths) @ self.teacher.item_vectors.to(scores.device).T
-        ours, theirs = (logits[:, 1:].float().log_softmax(dim=1) for logits in (scores, taught))
+        answers = (self.encode(history), self.teacher.encode(history.items, history.lengths))
+        items = (self.item_vectors(), self.teacher.item_vectors.to(batch.history.device))
+        with torch.autocast(batch.history.device.type, enabled=False):  # in bfloat16 scores of 20 have steps of .1
+            logits = [vectors.float() @ rows.float().T for vectors, rows in zip(answers, items, strict=True)]
+        ours, theirs = (scores[:, 1:].log_softmax(dim=1) for scores in logits)
         return (theirs.exp() * (theirs - ours)).sum() / len(ours)

@@ -175,6 +175,7 @@ class Recformer(nn.Module):
         self.up_to_date = torch.zeros(rows, dtype=torch.bool)  # item vectors that are those of the weights as they are
         self.apply(init_weights)
         self.words.weight.requires_grad_(config.train_words)
+        self.register_load_state_dict_post_hook(_forget_items)  # type: ignore[no-untyped-call]
 
     def sentences(self) -> ItemSentences:
         """Tokens of all item rows."""
@@ -334,8 +335,8 @@ class Recformer(nn.Module):
 
     @torch.no_grad()
     def refresh_items(self) -> None:
-        """Makes the item matrix of the weights as they are, unless it is frozen and there."""
-        if self.config.item_matrix == "refreshed" or not self.item_matrix.any():
+        """Makes the item matrix of the weights as they are; of a frozen one what is not there."""
+        if self.config.item_matrix == "refreshed" or not self.item_matrix[1:].any(dim=1).all():
             self.make_item_matrix()
 
     @property
@@ -439,6 +440,11 @@ class Recformer(nn.Module):
         guesses = torch.cat([guesses, torch.ones_like(guesses[:, :1])], dim=1)
         vocabulary = torch.cat([self.words.weight, self.head_bias[:, None]], dim=1)
         return softmax_cross_entropy(guesses, vocabulary, text.ids[chosen]), chosen.sum()
+
+
+def _forget_items(model: Recformer, _: object) -> None:
+    """Other weights, other item vectors."""
+    model.up_to_date.zero_()
 
 
 def _written(tokens: Int[Tensor, " W"], kinds: Int[Tensor, " W"]) -> bytes:

@@ -61,7 +61,7 @@ class ModelConfig:
     @property
     def has_teacher(self) -> bool:
         """Whether its class is a `Student`."""
-        return hasattr(self.model_class, "learn_from")
+        return is_student(self.name)
 
     @property
     def ranks(self) -> bool:
@@ -71,6 +71,11 @@ class ModelConfig:
     def as_dict(self) -> dict[str, Any]:
         """For manifests, bundles and MLflow."""
         return asdict(self.values)
+
+
+def is_student(name: str) -> bool:
+    """Whether the model learns from another run."""
+    return name in MODELS and hasattr(MODELS[name][0], "learn_from")
 
 
 def is_ranker(name: str) -> bool:

@@ -60,6 +60,10 @@ class SASRecConfig(TransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.loss.check(self.num_items)
+        if self.items == "table" and self.text_control != "none":
+            raise ConfigError(
+                f"{type(self).__name__}: text_control={self.text_control} needs items made of texts, not items=table."
+            )
         if self.text_width < 1:
             raise ConfigError(f"{type(self).__name__}: text_width={self.text_width} must be at least 1.")
 

@@ -50,6 +50,7 @@ def combine(config: CombineConfig) -> Dataset:
             "events": len(events),
             "users": events["user_id"].n_unique(),
             "items": len(items),
+            "sources": list(datasets),
             "time": "order" if any(dataset.time == "order" for dataset in datasets.values()) else "timestamp",
         })
     return open_dataset(config.out)

@@ -52,7 +52,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.cutoffs or min(self.cutoffs) < 1:
             raise ConfigError(f"evaluate: cutoffs {self.cutoffs} must be whole numbers from 1.")
-        if self.candidates < max(self.cutoffs):
+        if self.rerank is not None and self.candidates < max(self.cutoffs):
             raise ConfigError(
                 f"evaluate: candidates={self.candidates} fill no list of {max(self.cutoffs)} items; re-rank more."
             )
@@ -63,7 +63,7 @@ class Evaluation:
     """Reports of all models on the same cases, floors among them; with re-ranking, what it changed."""
 
     part: Part
-    seen: SeenRule
+    seen: SeenRule | None
     cutoffs: tuple[int, ...]
     runs: Mapping[str, dict[str, Any]]
     floors: Mapping[str, dict[str, Any]]
@@ -104,6 +104,11 @@ def evaluate(config: EvaluateConfig, reporter: Reporter) -> Evaluation:
             "the retriever by --rerank."
         )
     if "ranker" in kinds:
+        if config.seen is not None or config.cutoffs != EvaluateConfig.cutoffs:
+            raise ConfigError(
+                "evaluate: clicks are told apart without lists, so --seen and --cutoffs have no meaning; drop them, or "
+                "name a retriever by --rerank."
+            )
         return evaluate_clicks(runs, prepared, config, reporter)
     seen = config.seen or prepared.seen
     reports = {run.name: run_report(run, prepared, config, seen, reporter) for run in runs}
@@ -122,7 +127,7 @@ def evaluate_clicks(runs: Sequence[Run], prepared: Prepared, config: EvaluateCon
         name: floor_clicks(fit_floor(name, prepared, config.part), prepared, config.part)
         for name in floors_for(prepared, FLOORS)
     }
-    return Evaluation(part=config.part, seen="exclude", cutoffs=(), runs=reports, floors=floors, protocol="clicks")
+    return Evaluation(part=config.part, seen=None, cutoffs=(), runs=reports, floors=floors, protocol="clicks")
 
 
 def evaluate_reranked(
@@ -140,7 +145,9 @@ def evaluate_reranked(
         name, out = f"{run.name} over {retriever.name}", run.reranking(config.part, retriever.name)
         reranker = Reranker(run_ranker(run, prepared), config.candidates, log_share(prepared, run.fit_on))
         scorer = run_scorer(retriever, prepared)
-        reports[name] = rank_into(out, name, scorer, prepared, settings, reporter, reranker)
+        stages = {"candidates": config.candidates, "retriever": str(retriever.folder), "ranker": str(run.folder)}
+        inputs = [prepared.folder, retriever.folder, run.folder]
+        reports[name] = rank_into(out, name, scorer, prepared, settings | stages, reporter, reranker, inputs)
         changes[name] = compare_cases(base, pl.read_parquet(out / CASES), config.cutoffs, RERANKING_DRAWS, seed=0)
     return Evaluation(
         part=config.part,
@@ -234,12 +241,15 @@ def rank_into(
     settings: dict[str, Any],
     reporter: Reporter,
     reranker: Reranker | None = None,
+    inputs: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Ranks all cases of the part by `evaluation_settings`; writes `cases.parquet` and `report.json`."""
     cases, seen, cutoffs = prepared.cases(settings["part"]), settings["seen"], settings["cutoffs"]
     num_rows = prepared.catalog.num_rows
     counts = prepared.training_events().item_counts()
-    with writing_step("evaluate", out, config=settings, inputs=[prepared.folder], overwrite=True) as step:
+    with writing_step(
+        "evaluate", out, config=settings, inputs=list(inputs) or [prepared.folder], overwrite=True
+    ) as step:
         with reporter.task(f"evaluate {name}", len(cases)) as advance:
             ranked = rank_cases(
                 scorer,

@@ -35,8 +35,9 @@ class NoHistory:
 
 def data_config(name: str, values: dict[str, Any], prepared: Prepared) -> ModelConfig:
     """Model settings with what the data counts."""
-    column = values.get("category", getattr(MODELS[name][1], "category", ""))
-    num_categories = int(item_categories(prepared.items, column).max())
+    default = getattr(MODELS[name][1], "category", None)
+    categories = () if default is None else item_categories(prepared.items, values.get("category", default))
+    num_categories = int(max(categories, default=0))
     return model_config(name, values, prepared.catalog.num_items, num_categories)
 
 
@@ -88,14 +89,14 @@ def no_history(prepared: Prepared, fit_on: FitOn) -> NoHistory:
 
 
 def text_encoder(config: ModelConfig, prepared: Prepared) -> SentenceEncoder | None:
-    """The encoder of a model whose items are made of text, None for others."""
-    if getattr(config.values, "items", "table") == "table" or config.has_teacher:
+    """The encoder of a model whose items are frozen vectors of their texts, None for others."""
+    values = config.values
+    made_of = getattr(values, "items", "")
+    if not hasattr(values, "text_encoder") or made_of == "table" or config.has_teacher or config.reads_sentences:
         return None
     if not has_text(prepared.items):
-        raise DataError(
-            f"train: {prepared.folder} has no item text for model.items={config.values.items} to be made of; ingest an "
-            "item table with --items, or set model.items=table."
-        )
+        other = f" for model.items={made_of} to be made of; set model.items=table, or" if made_of else ";"
+        raise DataError(f"train: {prepared.folder} has no item text{other} ingest an item table with --items.")
     return SentenceEncoder(config.values.text_encoder, config.values.text_revision)
 
 

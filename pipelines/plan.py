@@ -29,7 +29,10 @@ SAME_AT_THE_START = (
     "text_encoder",
     "text_revision",
     "items",
+    "text_control",
     "backbone",
+    "method",
+    "category",
 )
 """Settings without which weights of the right shapes mean something else."""
 
@@ -150,6 +153,11 @@ def make_plan(config: TrainConfig) -> Plan:
 
 def check_event_dropout(model: ModelConfig) -> None:
     """Refuses settings that windows with gaps would mislead."""
+    if model.ranks:
+        raise ConfigError(
+            f"train {model.name}: training.event_dropout hides events, and their items could be drawn as negatives; "
+            "set training.event_dropout=0."
+        )
     if getattr(model.values, "positions", None) == "learned":
         raise ConfigError(
             f"train {model.name}: training.event_dropout shortens windows, so the last learned positions would "

@@ -91,6 +91,7 @@ def prepare(config: PrepareConfig) -> Prepared:
             **{f"test_{tag}_cases": int(cases["test"][tag].sum()) for tag in ("new_user", "cold_item")},
             **instants,
             "time": dataset.time,
+            **({"sources": dataset.manifest["counts"]["sources"]} if "sources" in dataset.manifest["counts"] else {}),
             "repeat_share": repeats,
             "seen": seen_rule(config, repeats),
         })

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.registry import is_student
 from pipelines.plan import Plan, TrainConfig, make_plan
 from pipelines.space import FIXED, Sections, Space, check_names, read_space, resolved, with_settings
 from pipelines.trials import Trial
@@ -71,6 +72,8 @@ def make_search(config: SweepConfig) -> Search:
     """Preset, then the config file, then the space's fixed settings, then single settings; every value checked."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("sweep: runs in one process; start it without torchrun.")
+    if is_student(config.model):
+        raise ConfigError(f"sweep: {config.model} learns from a teacher, which trials are not given; train it instead.")
     plan = make_plan(
         TrainConfig(
             data=config.data,

@@ -17,10 +17,9 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     rows = list(table_rows(evaluation))
     metrics = list(rows[-1][1])
     cases = next(iter(evaluation.runs.values()))["cases"]
-    clicks, seen_word = evaluation.protocol == "clicks", SEEN_WORDS[evaluation.seen]
+    lists = "" if evaluation.seen is None else f"full ranking, seen items {SEEN_WORDS[evaluation.seen]}"
     table = Table(
-        title=f"{evaluation.part}: {cases} cases, "
-        + (f"clicks beside {NEGATIVES} popular items" if clicks else f"full ranking, seen items {seen_word}"),
+        title=f"{evaluation.part}: {cases} cases, " + (lists or f"clicks beside {NEGATIVES} popular items"),
         caption="Floors and refits know all events before this part; the other runs the training part alone.",
     )
     table.add_column("model")

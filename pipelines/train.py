@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -113,22 +114,20 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
     keep_freed_memory()
     torch.manual_seed(plan.seed)
     model = plan.model.model_class(plan.model.values)
-    model.learn_popularity(plan.events.item_counts())
-    if plan.model.ranks:
-        model.learn_categories(torch.from_numpy(item_categories(plan.prepared.items, plan.model.values.category)))
-    if plan.encoder is not None:
-        reader: TextReader = model
-        with make_accelerator(plan.training).main_process_first():  # the others find its vectors in the store
-            reader.learn_texts(text_features(plan.prepared, plan.encoder, plan.model.values, reporter))
-    if plan.teacher is not None:
-        student: Student = model
-        student.learn_from(Teacher(run_model(plan.teacher, plan.prepared)[1]))
     if plan.start is not None:
         start_from(model, plan.start, plan.prepared)
+    learn_from_data(model, plan, reporter)
+    teacher = teacher_of(plan)
+    if teacher is not None:
+        student: Student = model
+        student.learn_from(teacher)
     if plan.network is not None:
         begin_with_language(model, plan, plan.network)
     windows = training_windows(plan, model)
     trainer = Trainer(model, plan.prepared.store, windows, plan.training, plan.seed, folder, tracker)
+    if teacher is not None and plan.model.values.distillation:
+        with trainer.accelerator.autocast():
+            teacher.read(plan.prepared.store, windows)
     if trainer.resume():
         reporter.say(f"train {plan.model.name}: going on after epoch {trainer.progress.epoch}")
     epochs = plan.training.epochs if plan.stop_after is None else plan.stop_after
@@ -147,6 +146,24 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
     return trainer
 
 
+def learn_from_data(model: Any, plan: Plan, reporter: Reporter) -> None:
+    """What a model is told before training; it wins over what the run that it begins with was told."""
+    model.learn_popularity(plan.events.item_counts())
+    if plan.model.ranks:
+        model.learn_categories(torch.from_numpy(item_categories(plan.prepared.items, plan.model.values.category)))
+    if plan.encoder is not None:
+        reader: TextReader = model
+        with make_accelerator(plan.training).main_process_first():  # the others find its vectors in the store
+            reader.learn_texts(text_features(plan.prepared, plan.encoder, plan.model.values, reporter))
+
+
+def teacher_of(plan: Plan) -> Teacher | None:
+    """What a student learns from, where the student will be."""
+    if plan.teacher is None:
+        return None
+    return Teacher(run_model(plan.teacher, plan.prepared)[1].to(make_accelerator(plan.training).device))
+
+
 def training_windows(plan: Plan, model: Trainable) -> TrainingWindows:
     """Of the users that are learned from; where rows of a batch are told from each other, of one catalogue a batch."""
     windows = TrainingWindows.cut(plan.events.stops, model.window).of_users(plan.training.user_share)
@@ -154,7 +171,7 @@ def training_windows(plan: Plan, model: Trainable) -> TrainingWindows:
         return windows
     store = plan.prepared.store
     first_items = store.item_idx[store.offsets[windows.users] + windows.starts]
-    return replace(windows, groups=plan.prepared.catalog.sources[first_items])
+    return replace(windows, groups=plan.prepared.item_sources[first_items])
 
 
 def begin_with_language(model: SentenceReader, plan: Plan, network: Pretrained) -> None:

@@ -173,10 +173,15 @@ class TrainingWindows:
         events   o o o o o o o       length 4, overlap 1
         windows  [-----]             starts at 0, shorter
                      [-----]   ...   every event but the first is a target exactly once
+
+        A model that overlaps more learns from what is behind the overlap, and from all of a shorter window; where a
+        whole one starts at 0, the overlap is a window of its own.
         """
         stride = shape.length - shape.overlap
         usable = np.flatnonzero(stops >= 2)
         per_user = np.maximum(1, -(-(stops[usable] - shape.overlap) // stride))
+        exact = (stops[usable] >= shape.length) & ((stops[usable] - shape.length) % stride == 0)
+        per_user += exact & (shape.overlap > 1)
         users = np.repeat(usable, per_user)
         back = np.arange(len(users)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
         ends = stops[users] - back * stride

@@ -54,17 +54,6 @@ class Catalog:
         return self.num_items + 1
 
     @cached_property
-    def sources(self) -> npt.NDArray[np.int64]:
-        """[V], which of the datasets that `recsys combine` put together an item is of: ids are NAME/ID there.
-
-        One for all where some id has no name before it.
-        """
-        if not self.item_ids.str.contains("/", literal=True).all():
-            return np.zeros(self.num_rows, dtype=np.int64)
-        names = self.item_ids.str.split("/").list.first()
-        return np.concatenate([[0], names.rank("dense").to_numpy().astype(np.int64)])
-
-    @cached_property
     def rows(self) -> dict[str, int]:
         """item_id -> item_idx."""
         return {item_id: row for row, item_id in enumerate(self.item_ids, start=1)}

@@ -9,10 +9,10 @@ import polars as pl
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recsys.batches import Histories, TrainBatch, WindowShape
+from recsys.batches import Histories, TrainBatch, TrainingWindows, WindowShape
 from recsys.item_sentences import ItemSentences
 from recsys.layers import Remembered
-from recsys.sequences import IntArray, Windows
+from recsys.sequences import IntArray, SequenceStore, Windows
 from recsys.splits import TrainingEvents
 
 ItemMask: TypeAlias = Bool[Tensor, "B V"]
@@ -118,6 +118,10 @@ class Teaching(Protocol):
 
     def encode(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B F"]:
         """Vectors of histories, on the device of `items`; a score is the inner product."""
+        ...
+
+    def read(self, store: SequenceStore, windows: TrainingWindows) -> None:
+        """Called once before training: it will be asked for what each window holds but for the last event."""
         ...
 
 

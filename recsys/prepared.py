@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from recsys.catalog import Catalog
@@ -42,6 +44,14 @@ class Prepared:
     def seen(self) -> SeenRule:
         """Whether items of the history may be recommended again, as decided by `recsys prepare`."""
         return self.manifest["counts"]["seen"]
+
+    @property
+    def item_sources(self) -> npt.NDArray[np.int64]:
+        """[V], which of the datasets that `recsys combine` put together an item is of; zeros where it did not."""
+        sources = np.zeros(self.catalog.num_rows, dtype=np.int64)
+        for number, name in enumerate(self.manifest["counts"].get("sources", ())):
+            sources[1:][self.catalog.item_ids.str.starts_with(f"{name}/").to_numpy()] = number
+        return sources
 
     @cached_property
     def fingerprint(self) -> str:

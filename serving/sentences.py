@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+ITEMS_AT_ONCE = 32
+
+
 @dataclass(frozen=True)
 class TokenTables:
     """Inputs of the graph of a model that reads texts, [V, W] each; nothing in them ever changes."""
@@ -111,12 +114,14 @@ class FeatureReader(Reader):
         self._session = graph_session(graph)
 
     def write(self, rows: Sequence[int], items: Sequence[Attributes]) -> tuple[ItemInputs, FloatArray]:
-        """All items in one pass."""
+        """Some items a pass: what is held grows with them."""
         tables = self._encoder.tables
         assert isinstance(tables, FeatureTable)
         sentences = self.sentences(items, self._session.get_inputs()[0].shape[1])
-        given = {"tokens": sentences.ids[1:], "kinds": sentences.kinds[1:]}
-        features, vectors = self._session.run(["features", "vectors"], given)
+        parts = [slice(first, first + ITEMS_AT_ONCE) for first in range(1, len(sentences.ids), ITEMS_AT_ONCE)]
+        given = [{"tokens": sentences.ids[part], "kinds": sentences.kinds[part]} for part in parts]
+        read = [self._session.run(["features", "vectors"], inputs) for inputs in given]
+        features, vectors = (np.concatenate(arrays) for arrays in zip(*read, strict=True))
         return tables.written(rows, features), vectors
 
 

@@ -18,10 +18,10 @@ from torch.testing import assert_close
 
 from models import dare
 from models.dare import DARE, DAREConfig
-from models.event_fields import FieldTables, Seen, masked_softmax
 from recsys.batches import Histories
 from recsys.contracts import TrainableRanker
 from recsys.errors import ConfigError
+from recsys.event_fields import FieldTables, Seen, masked_softmax
 from recsys.layers import log_buckets
 
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS)

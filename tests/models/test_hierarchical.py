@@ -14,8 +14,10 @@ from torch.testing import assert_close
 
 from models.hierarchical import Hierarchical, HierarchicalConfig, Teacher
 from models.recformer import Recformer, RecformerConfig
+from recsys.batches import TrainingWindows
 from recsys.errors import ConfigError
 from recsys.item_sentences import ItemSentences
+from recsys.sequences import SequenceStore
 
 TEXT = 40
 
@@ -29,6 +31,9 @@ class Expecting:
         self.item_vectors[[0, 3]] = 0  # padding, and an item without text
         self.answers = sharpness * torch.randn(num_items + 1, TEXT, generator=generator)
         self.asked = 0
+
+    def read(self, store: SequenceStore, windows: TrainingWindows) -> None:
+        """Nothing to prepare."""
 
     def encode(self, items: Tensor, lengths: Tensor) -> Tensor:
         self.asked += len(items)
@@ -145,6 +150,7 @@ def test_training_without_its_teacher_is_refused() -> None:
     ({"items": "table"}, "items=table learns ids, not texts"),
     ({"distillation": -1.0}, "distillation=-1.0 must be at least 0"),
     ({"text_encoder": "x"}, "text_encoder='x', but its texts are read by the teacher"),
+    ({"text_control": "random"}, "text_control='random', but its texts are read by the teacher"),
 ])  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

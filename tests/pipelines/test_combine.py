@@ -62,3 +62,12 @@ def test_names_must_differ(datasets: tuple[Path, Path], tmp_path: Path) -> None:
         CombineConfig(datasets=(datasets[0], tmp_path / "elsewhere" / "books"), out=tmp_path / "both")
     with pytest.raises(ConfigError, match="combine: give at least two datasets"):
         CombineConfig(datasets=datasets[:1], out=tmp_path / "both")
+
+
+def test_prepared_items_know_the_dataset_they_came_from(datasets: tuple[Path, Path], tmp_path: Path) -> None:
+    combine(CombineConfig(datasets=datasets, out=tmp_path / "both"))
+    both = prepare(PrepareConfig(dataset=tmp_path / "both", out=tmp_path / "prepared", split="last-item"))
+    by_id = dict(zip(both.catalog.item_ids, both.item_sources[1:].tolist(), strict=True))
+    assert by_id == {"books/a": 0, "books/b": 0, "games/a": 1, "games/c": 1, "games/d": 1}
+    alone = prepare(PrepareConfig(dataset=datasets[0], out=tmp_path / "alone", split="last-item"))
+    assert not alone.item_sources.any()

@@ -19,7 +19,7 @@ from training import assert_same_weights, epochs, trained
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export
 from pipelines.loading import run_ranker, run_scorer
-from pipelines.plan import TrainConfig
+from pipelines.plan import TrainConfig, make_plan
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
 from pipelines.search import SweepConfig, make_search
@@ -205,7 +205,16 @@ def test_what_rankers_cannot_do_is_refused(
     with pytest.raises(ConfigError, match="holds 'sasrec', which is no ranker"):
         evaluate(replace(config, runs=(retriever_run.folder,), rerank=retriever_run.folder), quiet())
     with pytest.raises(ConfigError, match="candidates=9 fill no list of 20 items"):
-        replace(config, candidates=9)
+        replace(config, candidates=9, rerank=retriever_run.folder)
+    assert replace(config, cutoffs=(10, 1000)).candidates == 500, "lists of any length where nothing is re-ranked"
+    for other in ({"seen": "keep"}, {"cutoffs": (5,)}):
+        with pytest.raises(ConfigError, match="so --seen and --cutoffs have no meaning; drop them"):
+            evaluate(replace(config, runs=(ranker_run.folder,), **other), quiet())
+    thinned = {"settings": ("training.event_dropout=0.1",), "tracking": False}
+    with pytest.raises(ConfigError, match=r"event_dropout hides events, and their items could be drawn as negatives"):
+        make_plan(TrainConfig(data=prepared.folder, model="dare", out=tmp_path / "run", **thinned))
+    with pytest.raises(ConfigError, match="sweep: hierarchical learns from a teacher, which trials are not given"):
+        make_search(SweepConfig(data=prepared.folder, model="hierarchical", out=tmp_path / "sweep"))
     with pytest.raises(ConfigError, match="holds 'dare', which ranks what another model has found"):
         run_scorer(ranker_run, prepared)
     with pytest.raises(ConfigError, match="holds 'dare', which has no vectors to search by"):

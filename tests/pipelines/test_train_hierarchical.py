@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from shops import shop, shop_encoder, small
 from training import SMALL, assert_same_weights, epochs
 
+from models.hierarchical import Hierarchical
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export
 from pipelines.loading import run_scorer
 from pipelines.plan import TrainConfig
 from pipelines.reporter import Reporter
 from pipelines.train import train
-from recsys.batches import Histories
+from recsys.batches import Histories, TrainBatch
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared
 from recsys.runs import Run
@@ -82,6 +83,37 @@ def test_what_the_teacher_expects_changes_what_is_learned(fit: Callable[..., Run
 
 def test_one_seed_gives_one_run(fit: Callable[..., Run], student: Run, teacher: Run) -> None:
     assert_same_weights(student, fit(teacher=teacher.folder))
+
+
+def test_a_start_does_not_bring_its_own_teacher(
+    fit: Callable[..., Run], data: Prepared, encoder: Path, student: Run, tmp_path: Path
+) -> None:
+    other = run_of(data, tmp_path / "other", "recformer", small(encoder), seed=1)
+    later = fit(init=student.folder, teacher=other.folder)
+    features = load_file(later.folder / "model.safetensors")["items.features"]
+    assert torch.equal(features, load_file(other.folder / "model.safetensors")["item_matrix"])
+
+
+def test_a_killed_student_goes_on_bit_for_bit(
+    data: Prepared, teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*TINY, "training.checkpoint_seconds=0.000001")
+    whole = run_of(data, tmp_path / "whole", "hierarchical", settings, teacher=teacher.folder)
+    with monkeypatch.context() as patch:
+        original, calls = Hierarchical.loss, []
+
+        def dying(model: Hierarchical, batch: TrainBatch) -> torch.Tensor:
+            calls.append(1)
+            if len(calls) == 8:
+                raise KeyboardInterrupt
+            return original(model, batch)
+
+        patch.setattr(Hierarchical, "loss", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run_of(data, tmp_path / "cut", "hierarchical", settings, teacher=teacher.folder)
+    cut = run_of(data, tmp_path / "cut", "hierarchical", settings, teacher=teacher.folder)
+    assert_same_weights(whole, cut)
+    assert epochs(whole) == epochs(cut)
 
 
 def test_its_bundle_answers_as_the_evaluator_and_reads_new_items(

@@ -128,9 +128,35 @@ def test_a_second_run_reads_no_item_and_an_edited_title_one(
     assert read == [0, 1]
     changed = (weights(third)[MATRIX] != weights(first)[MATRIX]).any(dim=1)
     assert changed.nonzero().flatten().tolist() == [7]
+    frozen = fit(open_prepared(folder), tmp_path / "frozen", "model.item_matrix=frozen", init=first.folder)
+    assert read == [0, 1, 1]
+    assert weights(frozen)[MATRIX][1:].any(dim=1).all()
     fit(goal, tmp_path / "trained", "training.epochs=1", init=first.folder)
-    assert read[2] == 0
-    assert read[3] > 1, "other weights read all of them"
+    assert read[3] == 0
+    assert read[4] > 1, "other weights read all of them"
+
+
+def test_a_run_killed_while_items_are_read_reads_them_when_it_goes_on(
+    fit: Any, goal: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the epoch's last batch, whose checkpoint has other weights than the start."""
+    first = fit(goal, tmp_path / "first")
+    settings = ("training.epochs=1", "training.checkpoint_seconds=0.000001")
+    whole = fit(goal, tmp_path / "whole", *settings, init=first.folder)
+    with monkeypatch.context() as patch:
+        original = Recformer.make_item_matrix
+        calls: list[int] = []
+
+        def dying(model: Recformer) -> int:
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return original(model)
+
+        patch.setattr(Recformer, "make_item_matrix", dying)
+        with pytest.raises(KeyboardInterrupt):
+            fit(goal, tmp_path / "cut", *settings, init=first.folder)
+    assert_same_weights(whole, fit(goal, tmp_path / "cut", *settings, init=first.folder))
 
 
 def test_pretraining_reads_the_catalogue_once_an_epoch(

@@ -104,5 +104,9 @@ def trained_again(prepared: Prepared, folder: Path, out: Path) -> Run:
 def test_items_without_text_cannot_be_made_of_it(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", random_rows(1, 30, 25, 600))
     prepared = prepare(PrepareConfig(dataset=dataset, out=tmp_path / "prepared"))
-    with pytest.raises(DataError, match=r"has no item text for model\.items=morec to be made of; ingest an item table"):
+    with pytest.raises(DataError, match=r"has no item text for model\.items=morec to be made of; set model\.items=tab"):
         trained(prepared, tmp_path / "run", *TEXTS)
+    similar = TrainConfig(data=prepared.folder, model="text-similarity", out=tmp_path / "similar", tracking=False)
+    with pytest.raises(DataError, match="has no item text; ingest an item table with --items"):
+        train(similar, Reporter(quiet=True))
+    assert not list(tmp_path.glob("*similar*")), "nothing is written before settings are checked"

@@ -237,13 +237,17 @@ def test_a_share_of_the_users_keeps_all_windows_of_each_and_lies_in_every_larger
 
 
 def test_batches_hold_windows_of_one_group_but_for_those_at_the_seams() -> None:
-    windows = TrainingWindows.cut(np.full(3000, 9), WindowShape(length=10, overlap=1))
+    stops = np.random.default_rng(2).integers(2, 10, 3000)
+    windows = TrainingWindows.cut(stops, WindowShape(length=10, overlap=1))
     grouped = replace(windows, groups=np.random.default_rng(1).integers(0, 4, len(windows)))
     batches = list(grouped.epoch(32, np.random.default_rng(0)))
     assert sorted(np.concatenate(batches)) == list(range(len(windows)))
     assert len(batches) == windows.batches(32)
     mixed = [len(np.unique(grouped.groups[batch])) > 1 for batch in batches]
     assert 0 < sum(mixed) <= 2 * 3, "two pools, three seams each"
+    lengths = windows.stops - windows.starts
+    alike = [np.ptp(lengths[batch]) <= 1 for batch, seam in zip(batches, mixed, strict=True) if not seam]
+    assert np.mean(alike) > 0.9, "neighbours in length stay together"
     same = replace(windows, groups=windows.groups + 7).epoch(32, np.random.default_rng(0))
     for ours, theirs in zip(windows.epoch(32, np.random.default_rng(0)), same, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -272,3 +276,14 @@ def test_some_targets_are_drawn_anew_among_those_allowed() -> None:
     expected = 400 * np.array([[0, 0, 2 / 3, 2 / 3, 2 / 3], [1, 1, 0, 0, 0], [0.5, 0.5, 0.5, 0.5, 0]])
     assert (np.abs(often - expected) < 50).all()
     assert torch.equal(some_targets(target, np.array([0, 0, 0]), 9, np.random.default_rng(0)), target)
+
+
+@pytest.mark.parametrize("stop", range(2, 26))
+def test_a_window_that_overlaps_by_half_teaches_every_event_but_the_first_once(stop: int) -> None:
+    """A whole window teaches what is behind the overlap, a shorter one all."""
+    half = 4
+    windows = TrainingWindows.cut(np.array([stop]), WindowShape(length=2 * half, overlap=half))
+    taught: list[int] = []
+    for start, end in zip(windows.starts.tolist(), windows.stops.tolist(), strict=True):
+        taught += range(start + (half if end - start == 2 * half else 1), end)
+    assert sorted(taught) == list(range(1, stop))

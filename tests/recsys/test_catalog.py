@@ -74,10 +74,3 @@ def test_a_file_whose_rows_moved_is_refused(tmp_path: Path, rows: list[int]) -> 
     pl.read_parquet(path).with_columns(item_idx=pl.Series(rows)).write_parquet(path)
     with pytest.raises(DataError, match=r"catalog\.parquet: rows are not 1\.\.3 in order; this file was altered"):
         Catalog.load(path)
-
-
-def test_items_of_combined_datasets_know_their_source() -> None:
-    catalog = Catalog.from_ids(["shop/1", "films/7", "films/1/2", "shop/0"])
-    by_id = dict(zip(catalog.item_ids, catalog.sources[1:].tolist(), strict=True))
-    assert by_id["films/7"] == by_id["films/1/2"] != by_id["shop/0"] == by_id["shop/1"]
-    assert not Catalog.from_ids(["shop/1", "films/7", "plain"]).sources.any()

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from models.event_fields import Seen
+from recsys.event_fields import Seen
 
 PRIME = 2_147_483_647
 ITEM_FACTOR, POSITION_FACTOR = 1_103_515_245, 747_796_405

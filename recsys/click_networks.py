@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.event_fields import FieldTables, Seen
+from recsys.event_fields import FieldTables, Seen
 
 UNIT_WIDTH = 36
 PRELU_START = 0.1

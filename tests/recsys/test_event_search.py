@@ -10,8 +10,8 @@ from rankers import asked, ranker, scrambled
 from torch import Tensor
 from torch.testing import assert_close
 
-from models.event_fields import Attended, Seen, masked_softmax
-from models.event_search import (
+from recsys.event_fields import Attended, Seen, masked_softmax
+from recsys.event_search import (
     CategorySearch,
     HashSearch,
     LatestSearch,
