@@ -22,6 +22,8 @@ from recsys.steps import write_json
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "records"
+EARLIER = ("init", "teacher")
+"""Runs that a run may begin with or learn from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Experiment:
         sections = preset(base["model"], base.get("preset"))
         content = [self.ingest, self.prepare, options, base, sections]
         content += [self.combined] if self.combined else []
-        for role in ("init", "teacher"):
+        for role in EARLIER:
             if role in options:
                 experiment, earlier = self.earlier(model, role)
                 content.append(experiment.settings_hash(earlier))
@@ -126,7 +128,7 @@ def write_record(experiment: Experiment, model: str, seed: int, run: Run) -> Non
         {
             "settings": experiment.settings_hash(model),
             "seed": seed,
-            "config": run.config,
+            "config": run.config | {role: Path(run.config[role]).name for role in EARLIER if role in run.config},
             "metrics": report["metrics"],
             "segments": {name: part["metrics"]["ndcg@10"] for name, part in report.get("segments", {}).items()},
             "best_epoch": best,
