@@ -16,11 +16,13 @@ import pytest
 import torch
 from tiny import PRIME, item_table, store_of
 
+from models.hierarchical import Teacher
+from models.recformer import Recformer
 from models.registry import MODELS, model_config
 from recsys.batches import TrainingWindows
 from recsys.click_metrics import auc
 from recsys.clicks import ClickCases, click_scores
-from recsys.contracts import CatalogScorer, SentenceReader
+from recsys.contracts import CatalogScorer, SentenceReader, Student
 from recsys.evaluation import mean_metrics, rank_cases
 from recsys.item_sentences import KEY, VALUE, ItemSentences
 from recsys.ranking import RetrieverScorer
@@ -34,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "markov": {},
     "item-knn": {},
     "tfidf": {},
+    "text-similarity": {},
     "sasrec": {"max_len": 8, "embedding_dim": 16, "ffn_dim": 32},
     "bert4rec": {"max_len": 4, "embedding_dim": 16, "ffn_dim": 32, "last_item_share": 0.5},
     "rearec": {"max_len": 8, "embedding_dim": 16, "ffn_dim": 32},
@@ -49,6 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "ffn_dim": 32,
         "pooling": "mean",
     },
+    "hierarchical": {"max_len": 8, "embedding_dim": 16, "ffn_dim": 32, "text_width": 16},
     "dare": {"max_len": 8, "kept": 3, "embedding_dim": 8, "positives": 4},
 }
 LOSSES: dict[str, dict[str, Any]] = {
@@ -83,6 +87,8 @@ def measured(case: str) -> dict[str, float]:
         model.learn_popularity(events.item_counts())
         if isinstance(model, SentenceReader):
             model.learn_sentences(words(PRIME), (1, 0, 2))
+        if isinstance(model, Student):
+            model.learn_from(teacher())
         losses = train(model, events)
         if config.ranks:
             clicks = ClickCases.of(build_cases(STORE, split, "test", PRIME + 1), STORE, events.item_counts())
@@ -93,6 +99,14 @@ def measured(case: str) -> dict[str, float]:
         scorer = config.model_class.fit(config.values, events, item_table(PRIME))
     ranked = rank_cases(scorer, STORE, build_cases(STORE, split, "test", PRIME + 1), PRIME + 1, "keep", (10,))
     return {"ndcg@10": round(mean_metrics(ranked.cases, (10,))["ndcg@10"], 5), **losses}
+
+
+def teacher() -> Teacher:
+    """An untrained Recformer."""
+    model = Recformer(model_config("recformer", SETTINGS["recformer"], PRIME).values)
+    model.learn_sentences(words(PRIME), (1, 0, 2))
+    model.refresh_items()
+    return Teacher(model)
 
 
 def words(num_items: int) -> ItemSentences:
@@ -116,7 +130,8 @@ def train(model: Any, events: TrainingEvents) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_figures_are_those_recorded(case: str) -> None:
+def test_figures_are_those_recorded(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS_TEXT_VECTORS", str(tmp_path / "vectors.sqlite"))
     recorded = json.loads((GOLDEN / "figures.json").read_text(encoding="utf-8"))[case]
     figures = measured(case)
     assert figures.keys() == recorded.keys()
