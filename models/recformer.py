@@ -2,11 +2,7 @@
 
 A history is one text, the sentences of its items from the newest to the oldest; an item is the text of one sentence.
 One bidirectional encoder reads both, and a score is the cosine of the two vectors divided by `temperature`. There is no
-table of item ids: an item that nobody has clicked has a vector as soon as it has a text.
-
-    tokens     [CLS] title red shoe brand acme title blue hat ...     newest item first, cut after `max_tokens`
-    kinds        0     1    2   2     1    2     1    2    2          of [CLS], of a key, of a value
-    places       0     1    1   1     1    1     2    2    2          of the item, counted from the newest
+table of item ids: an item that nobody has clicked has a vector as soon as it has a text. See `recsys.history_texts`.
 
 `objective: pretrain`  history and next item are found among the items of the batch, and masked words are filled in;
 `objective: match`     the next item is found among a matrix of all item vectors, which no gradient changes: it is made
@@ -39,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 from recsys.batches import Histories, TrainBatch, WindowShape
 from recsys.contracts import Tables
 from recsys.errors import ConfigError
+from recsys.history_texts import Text, history_text
 from recsys.item_sentences import NO_TOKEN, ItemSentences
 from recsys.layers import Dropout, TransformerConfig, init_weights
 from recsys.losses import CatalogLoss, LossConfig, softmax_cross_entropy
@@ -122,22 +119,6 @@ class RecformerConfig:
     def sentence_tokens(self) -> int:
         """W: as long as a sentence can be."""
         return self.max_attributes * self.attribute_tokens
-
-
-@dataclass(frozen=True)
-class Text:
-    """Tokens of a batch; `real` where there is one, `sources` its place in the flat table of all sentences."""
-
-    ids: Int[Tensor, "B T"]
-    kinds: Int[Tensor, "B T"]
-    places: Int[Tensor, "B T"]
-    sources: Int[Tensor, "B T"]
-    real: Bool[Tensor, "B T"]
-
-    @property
-    def of_items(self) -> Bool[Tensor, "B T"]:
-        """Tokens but for [CLS]."""
-        return self.places != 0
 
 
 class Recformer(nn.Module):
@@ -239,39 +220,8 @@ class Recformer(nn.Module):
                 self.places.weight.zero_()
 
     def text(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], tables: Tables | None = None) -> Text:
-        """Sentences of the items from the newest to the oldest behind a [CLS], cut after `max_tokens`."""
-        tables = tables or self.tables
-        (rows, most), width = items.shape, self.config.sentence_tokens
-        back = torch.arange(most, device=items.device)
-        known = back < lengths[:, None]
-        newest = items.gather(1, (lengths[:, None].long() - 1 - back).clamp(min=0)) * known
-        sizes = (tables.kinds[newest] != NO_TOKEN).sum(dim=2)
-        within = torch.arange(width, device=items.device)
-        slots = 1 + (sizes.cumsum(dim=1) - sizes)[:, :, None] + within
-        length = self._text_length(sizes)
-        used = (within < sizes[:, :, None]) & (slots < length)
-        slots = torch.where(used, slots, length).flatten(1)
-        blank = torch.zeros(rows, length + 1, dtype=torch.int64, device=items.device)
-        sources = blank.scatter(1, slots, (newest[:, :, None] * width + within).flatten(1))[:, :length]
-        places = blank.scatter(1, slots, (back + 1).expand(rows, -1).repeat_interleave(width, 1))[:, :length]
-        first = torch.arange(length, device=items.device) == 0
-        real = (places != 0) | first
-        ids = torch.where(places != 0, tables.tokens[sources // width, sources % width].long(), self.special[1])
-        return Text(
-            ids=torch.where(first, self.special[0], ids),
-            kinds=tables.kinds[sources // width, sources % width].long() * (places != 0),
-            places=places,
-            sources=sources,
-            real=real,
-        )
-
-    def _text_length(self, sizes: Int[Tensor, "B L"]) -> int:
-        """T: that of the longest text; in a graph that is exported, the longest there can be of so many items."""
-        if torch.compiler.is_exporting():
-            any_number = not isinstance(sizes.shape[1], int)
-            longest = self.config.max_tokens if any_number else 1 + sizes.shape[1] * self.config.sentence_tokens
-            return min(self.config.max_tokens, longest)
-        return min(self.config.max_tokens, 1 + int(sizes.sum(dim=1).max()))
+        """What is read of histories, over these sentences or those of training."""
+        return history_text(items, lengths, tables or self.tables, self.special, self.config.max_tokens)
 
     def _embedded(self, text: Text) -> Float[Tensor, "B T D"]:
         kinds = text.kinds if self.config.token_kinds else torch.zeros_like(text.kinds)

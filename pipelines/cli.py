@@ -31,8 +31,6 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 Seed = Annotated[int, typer.Option(min=0, help="Decides every random number.")]
 PartOption = Annotated[Literal["validation", "test"], typer.Option(help="Which cases.")]
 
-# Modules of the optional dependencies: what to install where one is missing.
-
 
 @app.callback()
 def options(
@@ -293,7 +291,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Run of a retriever, whose best items the runs, rankers, put in their own order."),
     ] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="How many of them (with --rerank).")] = 500,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="How many of them (with --rerank); 500 by default.", show_default=False)
+    ] = None,
     gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 unless every run beats every floor.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -315,13 +315,14 @@ def evaluate(
         seen=seen,
         rerank=rerank,
         candidates=candidates,
+        segments=segments,
     )
     evaluation = run(config, Reporter())
     if as_json:
         print_json(evaluation.as_dict())
     else:
         result_console().print(evaluation_table(evaluation))
-        if segments and evaluation.protocol == "full ranking":
+        if segments:
             result_console().print(segment_table(evaluation))
         for sentence in evaluation.verdicts():
             typer.echo(sentence)

@@ -27,19 +27,21 @@ from recsys.evaluation import rank_cases, summarise
 from recsys.prepared import Prepared, SeenRule
 from recsys.ranking import Reranker
 from recsys.runs import REPORT, Run, open_run
-from recsys.splits import FitOn, Part
+from recsys.splits import Part
 from recsys.steps import read_manifest, write_json, writing_step
 
 CASES = "cases.parquet"
 HEADLINE = "ndcg@10"
 RERANKING_DRAWS = 2000
+CANDIDATES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Settings of `recsys evaluate`; `seen` None means the rule that `recsys prepare` wrote down.
 
-    `rerank`: the run of a retriever, whose best `candidates` every run, a ranker then, puts in its own order.
+    `rerank`: the run of a retriever, whose best `candidates` (500 where None) every run, a ranker then, puts in its own
+    order. `segments`: whether a table by segment will be asked for, which clicks have not.
     """
 
     runs: tuple[Path, ...]
@@ -47,15 +49,25 @@ class EvaluateConfig:
     cutoffs: tuple[int, ...] = (10, 20)
     seen: SeenRule | None = None
     rerank: Path | None = None
-    candidates: int = 500
+    candidates: int | None = None
+    segments: bool = False
 
     def __post_init__(self) -> None:
         if not self.cutoffs or min(self.cutoffs) < 1:
             raise ConfigError(f"evaluate: cutoffs {self.cutoffs} must be whole numbers from 1.")
-        if self.rerank is not None and self.candidates < max(self.cutoffs):
+        if self.candidates is not None and self.rerank is None:
             raise ConfigError(
-                f"evaluate: candidates={self.candidates} fill no list of {max(self.cutoffs)} items; re-rank more."
+                f"evaluate: candidates={self.candidates} are re-ranked with --rerank alone; drop one or add it."
             )
+        if self.rerank is not None and self.num_candidates < max(self.cutoffs):
+            raise ConfigError(
+                f"evaluate: candidates={self.num_candidates} fill no list of {max(self.cutoffs)} items; re-rank more."
+            )
+
+    @property
+    def num_candidates(self) -> int:
+        """How many of a retriever's items are re-ranked."""
+        return CANDIDATES if self.candidates is None else self.candidates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +116,10 @@ def evaluate(config: EvaluateConfig, reporter: Reporter) -> Evaluation:
             "the retriever by --rerank."
         )
     if "ranker" in kinds:
-        if config.seen is not None or config.cutoffs != EvaluateConfig.cutoffs:
+        if config.seen is not None or config.cutoffs != EvaluateConfig.cutoffs or config.segments:
             raise ConfigError(
-                "evaluate: clicks are told apart without lists, so --seen and --cutoffs have no meaning; drop them, or "
-                "name a retriever by --rerank."
+                "evaluate: clicks are told apart without lists, so --seen, --cutoffs and --segments have no meaning; "
+                "drop them, or name a retriever by --rerank."
             )
         return evaluate_clicks(runs, prepared, config, reporter)
     seen = config.seen or prepared.seen
@@ -143,9 +155,9 @@ def evaluate_reranked(
     for run in runs:
         refuse_known_events(run, config.part)
         name, out = f"{run.name} over {retriever.name}", run.reranking(config.part, retriever.name)
-        reranker = Reranker(run_ranker(run, prepared), config.candidates, log_share(prepared, run.fit_on))
+        reranker = Reranker(run_ranker(run, prepared), config.num_candidates, log_share(run, prepared))
         scorer = run_scorer(retriever, prepared)
-        stages = {"candidates": config.candidates, "retriever": str(retriever.folder), "ranker": str(run.folder)}
+        stages = {"candidates": config.num_candidates, "retriever": str(retriever.folder), "ranker": str(run.folder)}
         inputs = [prepared.folder, retriever.folder, run.folder]
         reports[name] = rank_into(out, name, scorer, prepared, settings | stages, reporter, reranker, inputs)
         changes[name] = compare_cases(base, pl.read_parquet(out / CASES), config.cutoffs, RERANKING_DRAWS, seed=0)
@@ -160,9 +172,10 @@ def evaluate_reranked(
     )
 
 
-def log_share(prepared: Prepared, fit_on: FitOn) -> Float[Tensor, " V"]:
-    """Logarithm of how often training drew each item as a negative; one that it never drew counts as once."""
-    counts = torch.from_numpy(prepared.training_events(fit_on).item_counts())
+def log_share(run: Run, prepared: Prepared) -> Float[Tensor, " V"]:
+    """Logarithm of how often a run drew each item as a negative; one that it never drew counts as once."""
+    events = prepared.training_events(run.fit_on).of_users(run.config["training"]["user_share"])
+    counts = torch.from_numpy(events.item_counts())
     return (counts.clamp(min=1) / counts.sum()).log()
 
 

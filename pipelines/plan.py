@@ -80,7 +80,7 @@ class Plan:
     @property
     def events(self) -> TrainingEvents:
         """What may be learned from."""
-        return self.prepared.training_events(self.fit_on)
+        return self.prepared.training_events(self.fit_on).of_users(self.training.user_share)
 
     def as_dict(self) -> dict[str, Any]:
         """The config as resolved: what the run's `config.yaml` holds."""

@@ -166,7 +166,7 @@ def teacher_of(plan: Plan) -> Teacher | None:
 
 def training_windows(plan: Plan, model: Trainable) -> TrainingWindows:
     """Of the users that are learned from; where rows of a batch are told from each other, of one catalogue a batch."""
-    windows = TrainingWindows.cut(plan.events.stops, model.window).of_users(plan.training.user_share)
+    windows = TrainingWindows.cut(plan.events.stops, model.window)
     if not (isinstance(model, SentenceReader) and model.contrasts_rows):
         return windows
     store = plan.prepared.store

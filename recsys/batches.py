@@ -6,7 +6,7 @@ key mask is needed then, and the encoding of a prefix is the prefix of the encod
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -187,15 +187,6 @@ class TrainingWindows:
         ends = stops[users] - back * stride
         starts = np.maximum(0, ends - shape.length)
         return cls(users=users, starts=starts, stops=ends, groups=np.zeros_like(users))
-
-    def of_users(self, share: float) -> "TrainingWindows":
-        """Those of a fixed random share of the users, whose smaller shares are parts of its larger ones."""
-        if share == 1 or not len(self):
-            return self
-        drawn = np.random.default_rng(0).random(int(self.users.max()) + 1) < share
-        kept = drawn[self.users]
-        arrays = {field.name: getattr(self, field.name)[kept] for field in fields(self)}
-        return TrainingWindows(**arrays)
 
     def __len__(self) -> int:
         return len(self.users)

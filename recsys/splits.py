@@ -15,7 +15,7 @@ rest test. Every case is predicted from all that its user did before it.
         cho  o o                           (fewer than three events: all of them train)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -145,6 +145,11 @@ class TrainingEvents:
     def timestamps(self) -> IntArray:
         """Times, aligned with `items`."""
         return self.store.timestamp[self.mask]
+
+    def of_users(self, share: float) -> "TrainingEvents":
+        """Those of a fixed random share of the users, whose smaller shares are parts of its larger ones."""
+        drawn = np.random.default_rng(0).random(len(self.stops)) < share
+        return self if share == 1 else replace(self, stops=np.where(drawn, self.stops, 0))
 
     def item_counts(self) -> IntArray:
         """Events of each item row, [V]."""

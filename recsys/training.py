@@ -35,7 +35,7 @@ class TrainingConfig:
 
     `batch_size` counts windows of all processes together; an epoch has at most `epoch_batches` of them, drawn anew, or
     with 0 all; of more than `validation_cases` a fixed sample is ranked. Of all users a fixed `user_share` is learned
-    from, to see how much data a model needs (smaller shares are parts of larger ones; popularity counts know all).
+    from, to see how much data a model needs (smaller shares are parts of larger ones).
     `event_dropout` is the probability that an event of a window is left out, drawn anew every time it comes.
     With `averaging` above 0 the weights that are validated and kept are an exponential average over steps, of this
     decay (Polyak & Juditsky, 1992): what single steps of sparse data add as noise cancels out.

@@ -30,9 +30,14 @@ def trained(
     prepared: Prepared, out: Path, *settings: str, model: str = "sasrec", tracking: bool = False, **options: Any
 ) -> Run:
     """A run of a small model in this process."""
-    config = TrainConfig(
-        data=prepared.folder, model=model, out=out, settings=(*SMALL, *settings), tracking=tracking, **options
-    )
+    return run_of(prepared, out, model, (*SMALL, *settings), tracking=tracking, **options)
+
+
+def run_of(
+    prepared: Prepared, out: Path, model: str, settings: tuple[str, ...] = (), tracking: bool = False, **options: Any
+) -> Run:
+    """A run with these settings alone."""
+    config = TrainConfig(data=prepared.folder, model=model, out=out, settings=settings, tracking=tracking, **options)
     run = train(config, Reporter(quiet=True))
     assert run is not None
     return run

@@ -206,9 +206,11 @@ def test_what_rankers_cannot_do_is_refused(
         evaluate(replace(config, runs=(retriever_run.folder,), rerank=retriever_run.folder), quiet())
     with pytest.raises(ConfigError, match="candidates=9 fill no list of 20 items"):
         replace(config, candidates=9, rerank=retriever_run.folder)
-    assert replace(config, cutoffs=(10, 1000)).candidates == 500, "lists of any length where nothing is re-ranked"
-    for other in ({"seen": "keep"}, {"cutoffs": (5,)}):
-        with pytest.raises(ConfigError, match="so --seen and --cutoffs have no meaning; drop them"):
+    assert replace(config, cutoffs=(10, 1000)).num_candidates == 500, "lists of any length where nothing is re-ranked"
+    with pytest.raises(ConfigError, match="candidates=9 are re-ranked with --rerank alone; drop one or add it"):
+        replace(config, candidates=9)
+    for other in ({"seen": "keep"}, {"cutoffs": (5,)}, {"segments": True}):
+        with pytest.raises(ConfigError, match="so --seen, --cutoffs and --segments have no meaning; drop them"):
             evaluate(replace(config, runs=(ranker_run.folder,), **other), quiet())
     thinned = {"settings": ("training.event_dropout=0.1",), "tracking": False}
     with pytest.raises(ConfigError, match=r"event_dropout hides events, and their items could be drawn as negatives"):

@@ -11,30 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from shops import shop, shop_encoder, small
-from training import SMALL, assert_same_weights, epochs
+from training import SMALL, assert_same_weights, epochs, run_of
 
 from models.hierarchical import Hierarchical
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export
 from pipelines.loading import run_scorer
-from pipelines.plan import TrainConfig
 from pipelines.reporter import Reporter
-from pipelines.train import train
 from recsys.batches import Histories, TrainBatch
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared
 from recsys.runs import Run
 
 TINY = (*SMALL, "model.num_heads=2", "model.text_width=12", "training.precision=fp32", "training.averaging=0")
-
-
-def run_of(prepared: Prepared, out: Path, model: str, settings: tuple[str, ...], **options: Any) -> Run:
-    config = TrainConfig(
-        data=prepared.folder, model=model, out=out, settings=settings, tracking=False, overwrite=True, **options
-    )
-    made = train(config, Reporter(quiet=True))
-    assert made is not None
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +130,7 @@ def test_its_bundle_answers_as_the_evaluator_and_reads_new_items(
 
 
 def test_a_refit_learns_from_the_same_teacher(student: Run, data: Prepared, tmp_path: Path) -> None:
-    config = TrainConfig(
-        data=data.folder, model="hierarchical", out=tmp_path / "refit", refit=student.folder, tracking=False
-    )
-    refitted = train(config, Reporter(quiet=True))
-    assert refitted is not None
+    refitted = run_of(data, tmp_path / "refit", "hierarchical", refit=student.folder)
     assert refitted.config["teacher_weights"] == student.config["teacher_weights"]
     assert refitted.fit_on == "train+validation"
 
@@ -155,7 +140,7 @@ def test_a_teacher_that_was_trained_again_is_noticed(
 ) -> None:
     other = shutil.copytree(teacher.folder, tmp_path / "teacher")
     run = fit("training.epochs=1", teacher=other)
-    run_of(data, other, "recformer", small(encoder), seed=1)
+    run_of(data, other, "recformer", small(encoder), seed=1, overwrite=True)
     with pytest.raises(DataError, match=r"teacher, its teacher, has other weights since; train it again\."):
         export(ExportConfig(run=run.folder, out=tmp_path / "bundle"))
 
@@ -176,6 +161,6 @@ def test_what_cannot_be_is_refused(
     pretrained = run_of(data, tmp_path / "pre", "recformer", (*small(encoder), "model.objective=pretrain"))
     with pytest.raises(ConfigError, match="was pretrained, and knows no matrix of these items"):
         fit(teacher=pretrained.folder)
-    refitted = run_of(data, tmp_path / "refit", "recformer", (), refit=teacher.folder)
+    refitted = run_of(data, tmp_path / "refit", "recformer", refit=teacher.folder)
     with pytest.raises(DataError, match=r"is a 'recformer' run on train\+validation of"):
         fit(teacher=refitted.folder)

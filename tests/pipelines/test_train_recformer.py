@@ -15,16 +15,14 @@ import torch
 from builders import random_rows, write_dataset
 from safetensors.torch import load_file
 from shops import COLOURS, THINGS, shop, shop_encoder, small
-from training import assert_same_weights, epochs
+from training import assert_same_weights, epochs, run_of
 
 from models.recformer import Recformer
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export
 from pipelines.loading import run_scorer
-from pipelines.plan import TrainConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
-from pipelines.train import train
 from recsys.batches import Histories
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared, open_prepared
@@ -55,17 +53,7 @@ def fit(encoder: Path) -> Any:
     """Trains a run of the tiny encoder."""
 
     def run(prepared: Prepared, out: Path, *settings: str, **options: Any) -> Run:
-        config = TrainConfig(
-            data=prepared.folder,
-            model="recformer",
-            out=out,
-            settings=(*small(encoder), *settings),
-            tracking=False,
-            **options,
-        )
-        made = train(config, Reporter(quiet=True))
-        assert made is not None
-        return made
+        return run_of(prepared, out, "recformer", (*small(encoder), *settings), **options)
 
     return run
 
@@ -268,9 +256,7 @@ def test_its_bundle_answers_as_the_evaluator(fit: Any, goal: Prepared, tmp_path:
 def test_a_refit_begins_where_its_run_began(fit: Any, goal: Prepared, tmp_path: Path) -> None:
     start = fit(goal, tmp_path / "start")
     run = fit(goal, tmp_path / "run", init=start.folder)
-    again = TrainConfig(data=goal.folder, model="recformer", out=tmp_path / "refit", refit=run.folder, tracking=False)
-    refitted = train(again, Reporter(quiet=True))
-    assert refitted is not None
+    refitted = run_of(goal, tmp_path / "refit", "recformer", refit=run.folder)
     assert refitted.config["init_weights"] == run.config["init_weights"]
     assert refitted.fit_on == "train+validation"
 
@@ -281,11 +267,10 @@ def test_what_cannot_be_is_refused(fit: Any, goal: Prepared, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"training\.averaging=0\.9 averages weights but not the item matrix"):
         fit(goal, tmp_path / "run", "training.averaging=0.9")
     run = fit(goal, tmp_path / "start")
-    sasrec = {"data": goal.folder, "model": "sasrec", "tracking": False}
     with pytest.raises(ConfigError, match=r"is a run of 'recformer', and 'sasrec' is trained; weights go from a model"):
-        train(TrainConfig(**sasrec, out=tmp_path / "other", init=run.folder), Reporter(quiet=True))
+        run_of(goal, tmp_path / "other", "sasrec", init=run.folder)
     with pytest.raises(ConfigError, match=r"training\.epochs=0 keeps weights as they come, and these would be random"):
-        train(TrainConfig(**sasrec, out=tmp_path / "a", settings=("training.epochs=0",)), Reporter(quiet=True))
+        run_of(goal, tmp_path / "a", "sasrec", ("training.epochs=0",))
     with pytest.raises(
         ConfigError, match=r"model\.pooling is mean there and first here; .* Give --set model\.pooling=me"
     ):
@@ -305,31 +290,8 @@ def test_what_cannot_be_is_refused(fit: Any, goal: Prepared, tmp_path: Path) -> 
 
 def test_weights_that_belong_to_items_do_not_go_to_others(source: Prepared, goal: Prepared, tmp_path: Path) -> None:
     settings = ("model.embedding_dim=8", "model.ffn_dim=8", "training.epochs=1", "training.warmup_steps=1")
-    config = TrainConfig(data=source.folder, model="sasrec", out=tmp_path / "a", settings=settings, tracking=False)
-    run = train(config, Reporter(quiet=True))
-    assert run is not None
+    run = run_of(source, tmp_path / "a", "sasrec", settings)
     with pytest.raises(DataError, match=r"weight items\.weight has a row an item, and .* has other items than"):
-        train(
-            TrainConfig(
-                data=goal.folder,
-                model="sasrec",
-                out=tmp_path / "b",
-                settings=settings,
-                init=run.folder,
-                tracking=False,
-            ),
-            Reporter(quiet=True),
-        )
-    again = train(
-        TrainConfig(
-            data=source.folder,
-            model="sasrec",
-            out=tmp_path / "c",
-            settings=(*settings, "training.epochs=0"),
-            init=run.folder,
-            tracking=False,
-        ),
-        Reporter(quiet=True),
-    )
-    assert again is not None
+        run_of(goal, tmp_path / "b", "sasrec", settings, init=run.folder)
+    again = run_of(source, tmp_path / "c", "sasrec", (*settings, "training.epochs=0"), init=run.folder)
     assert_same_weights(run, again)

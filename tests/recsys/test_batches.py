@@ -223,19 +223,6 @@ def test_histories_by_index_and_by_mask() -> None:
     assert histories.rows(histories.lengths > 1).lengths.tolist() == [2, 3]
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3])
-def test_a_share_of_the_users_keeps_all_windows_of_each_and_lies_in_every_larger_one(share: float) -> None:
-    windows = TrainingWindows.cut(np.full(2000, 9), WindowShape(length=4, overlap=1))
-    kept, more = windows.of_users(share), windows.of_users(0.5)
-    users = np.unique(kept.users)
-    assert abs(len(users) / 2000 - share) < 0.03
-    assert set(users) < set(np.unique(more.users))
-    chosen = np.isin(windows.users, users)
-    for name in ("users", "starts", "stops"):
-        np.testing.assert_array_equal(getattr(kept, name), getattr(windows, name)[chosen])
-    np.testing.assert_array_equal(windows.of_users(1.0).users, windows.users)
-
-
 def test_batches_hold_windows_of_one_group_but_for_those_at_the_seams() -> None:
     stops = np.random.default_rng(2).integers(2, 10, 3000)
     windows = TrainingWindows.cut(stops, WindowShape(length=10, overlap=1))

@@ -160,6 +160,21 @@ def test_training_events_are_what_lies_before_the_stops(histories: Histories, da
     assert events.item_counts().tolist() == [counted[row] for row in range(NUM_ROWS)]
 
 
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_a_share_of_the_users_keeps_all_events_of_each_and_lies_in_every_larger_one(share: float) -> None:
+    store = store_of([[(1 + user % 5, user), (2, user + 1), (3, user + 2)] for user in range(2000)])
+    events = TrainingEvents(store, np.arange(2000) % 4, NUM_ROWS)
+    kept, more = events.of_users(share), events.of_users(0.5)
+    users = np.unique(kept.users)
+    assert abs(len(users) / len(np.unique(events.users)) - share) < 0.03
+    assert set(users) < set(np.unique(more.users))
+    chosen = np.isin(events.users, users)
+    for name in ("users", "items", "timestamps"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(events, name)[chosen])
+    assert kept.item_counts().sum() == chosen.sum(), "what is counted is what is learned from"
+    np.testing.assert_array_equal(events.of_users(1.0).stops, events.stops)
+
+
 def test_saved_equals_loaded(tmp_path: Path) -> None:
     split_of([3, 0, 2], [4, 1, 2]).save(tmp_path / "split")
     loaded = Split.load(tmp_path / "split")
