@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.records import RECORDS, Experiment
+from benchmarks.records import RECORDS, Experiment, Judged
 from models.rearec import ReaRec
 from pipelines.evaluate import CASES
 from pipelines.loading import no_history, run_model
@@ -60,7 +60,7 @@ def contrast_file(experiment: Experiment, variant: str) -> Path:
     return RECORDS / experiment.name / f"contrast-{variant}.json"
 
 
-def write_contrast(experiment: Experiment, variant: str, pairs: dict[int, tuple[Run, Run]]) -> None:
+def write_contrast(experiment: Experiment, variant: str, pairs: dict[int, tuple[Judged, Judged]]) -> None:
     """Keeps what the runs of base and variant, seed by seed, say of the two."""
     base = experiment.models[variant]["against"]
     known = read_contrast(experiment, variant)
@@ -74,7 +74,7 @@ def write_contrast(experiment: Experiment, variant: str, pairs: dict[int, tuple[
         seed=0,
     )
     kept = ("cases", "users", "mean_a", "mean_b", "difference", "low", "high", "p_value")
-    steps = [by_steps(runs[1]) for runs in pairs.values()]
+    steps = [by_steps(runs[1].run) for runs in pairs.values()]
     write_json(
         contrast_file(experiment, variant),
         {
@@ -106,13 +106,13 @@ def read_contrast(experiment: Experiment, variant: str) -> dict[str, Any] | None
     return record if record["settings"] == wanted else None
 
 
-def pooled(runs: dict[int, Run]) -> pl.DataFrame:
+def pooled(runs: dict[int, Judged]) -> pl.DataFrame:
     """The test cases of all seeds, one below the other."""
     return pl.concat([
-        pl.read_parquet(run.evaluation("test") / CASES).with_columns(
+        pl.read_parquet(judged.evaluation / CASES).with_columns(
             position=pl.col("position").cast(pl.Int64) + SEED_STRIDE * seed
         )
-        for seed, run in sorted(runs.items())
+        for seed, judged in sorted(runs.items())
     ])
 
 

@@ -17,13 +17,13 @@ import yaml
 
 from models.registry import preset
 from pipelines.movielens import movielens_100k
-from recsys.runs import EPOCHS, REPORT, Run
+from recsys.runs import EPOCHS, REPORT, Run, open_run
 from recsys.steps import write_json
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "records"
-EARLIER = ("init", "teacher")
-"""Runs that a run may begin with or learn from."""
+EARLIER = ("init", "teacher", "retriever", "over")
+"""Runs that a run may begin with, learn from, correct, or (`over`) only put lists of in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,23 @@ class Experiment:
         return _hash(content)
 
     def earlier(self, model: str, role: str) -> tuple["Experiment", str]:
-        """What a model begins with (`init`) or learns from (`teacher`): `MODEL` or `EXPERIMENT:MODEL`."""
+        """What a model takes from another in one of the roles of `EARLIER`: `MODEL` or `EXPERIMENT:MODEL`."""
         name, _, earlier = self.models[model][role].rpartition(":")
         return next(entry for entry in read_experiments() if entry.name == (name or self.name)), earlier
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run, and the folder of its test cases and report: of its own lists, or of a retriever's in its order."""
+
+    run: Run
+    evaluation: Path
+
+    @classmethod
+    def of(cls, folder: Path, over: Path | None) -> "Judged":
+        """Of an evaluated run, by itself or over another run's lists."""
+        run = open_run(folder)
+        return cls(run, run.evaluation("test") if over is None else run.reranking("test", open_run(over).name))
 
 
 def _hash(content: list[Any]) -> str:
@@ -113,8 +127,9 @@ def read_record(experiment: Experiment, model: str, seed: int) -> dict[str, Any]
     return record if record["settings"] == experiment.settings_hash(model) else None
 
 
-def write_record(experiment: Experiment, model: str, seed: int, run: Run) -> None:
+def write_record(experiment: Experiment, model: str, seed: int, judged: Judged) -> None:
     """Keeps what the table needs of an evaluated run."""
+    run = judged.run
     path = record_file(experiment, model, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     counts, manifest = run.manifest["counts"], run.manifest
@@ -122,7 +137,7 @@ def write_record(experiment: Experiment, model: str, seed: int, run: Run) -> Non
     lines = path_of_epochs.read_text(encoding="utf-8").splitlines() if path_of_epochs.exists() else []
     epochs = [json.loads(line) for line in lines]
     best = counts.get("best_epoch", 0)
-    report = json.loads((run.evaluation("test") / REPORT).read_text(encoding="utf-8"))
+    report = json.loads((judged.evaluation / REPORT).read_text(encoding="utf-8"))
     write_json(
         path,
         {
@@ -131,6 +146,7 @@ def write_record(experiment: Experiment, model: str, seed: int, run: Run) -> Non
             "config": run.config | {role: Path(run.config[role]).name for role in EARLIER if role in run.config},
             "metrics": report["metrics"],
             "segments": {name: part["metrics"]["ndcg@10"] for name, part in report.get("segments", {}).items()},
+            **{name: value for name, value in report.items() if name in {"weight", "validation_ndcg@10"}},
             "best_epoch": best,
             **{name: value for name, value in counts.items() if name.startswith("best_validation_")},
             "epochs": len(epochs),

@@ -17,6 +17,7 @@ import torch
 from benchmarks.contrast import write_contrast
 from benchmarks.records import (
     Experiment,
+    Judged,
     data_file,
     read_experiments,
     read_floors,
@@ -34,7 +35,6 @@ from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
 from pipelines.train import train
 from recsys.prepared import open_prepared
-from recsys.runs import Run, open_run
 
 
 class TimeUp(BaseException):
@@ -105,6 +105,7 @@ def run_one(experiment: Experiment, model: str, seed: int, work: Path, reporter:
             refit=refit,
             init=earlier_folder(experiment, work, model, seed, "init"),
             teacher=earlier_folder(experiment, work, model, seed, "teacher"),
+            retriever=earlier_folder(experiment, work, model, seed, "retriever"),
             preset=options.get("preset"),
             settings=tuple(options.get("set", ())),
             seed=seed,
@@ -114,10 +115,11 @@ def run_one(experiment: Experiment, model: str, seed: int, work: Path, reporter:
         train(config, reporter)
     if not experiment.ranked:
         return
-    evaluation = evaluate(EvaluateConfig(runs=(run,)), reporter)
-    write_record(experiment, model, seed, open_run(run))
+    over = judged_over(experiment, work, model, seed)
+    evaluation = evaluate(EvaluateConfig(runs=(run,), rerank=over), reporter)
+    write_record(experiment, model, seed, Judged.of(run, over))
     for variant in contrasts_with(experiment, model):
-        if both := pairs(experiment, variant, folder):
+        if both := pairs(experiment, variant, work):
             write_contrast(experiment, variant, both)
     if read_floors(experiment) is None:
         write_floors(experiment, open_prepared(folder / "prepared").manifest["counts"], dict(evaluation.floors))
@@ -140,15 +142,30 @@ def contrasts_with(experiment: Experiment, model: str) -> list[str]:
     ]
 
 
-def pairs(experiment: Experiment, variant: str, folder: Path) -> dict[int, tuple[Run, Run]]:
-    """Runs of base and variant by seed, where both are at hand and evaluated."""
-    names = (experiment.models[variant]["against"], variant)
+def judged_over(experiment: Experiment, work: Path, model: str, seed: int) -> Path | None:
+    """The run whose lists a ranker puts in order, which it may have learned to correct; None for other models."""
+    roles = [role for role in ("retriever", "over") if role in experiment.models[model]]
+    return earlier_folder(experiment, work, model, seed, roles[0]) if roles else None
+
+
+def pairs(experiment: Experiment, variant: str, work: Path) -> dict[int, tuple[Judged, Judged]]:
+    """Base and variant by seed, where both are at hand and evaluated."""
     found = {}
     for seed in range(experiment.seeds):
-        folders = [run_folder(experiment, folder, name, seed) for name in names]
-        if all((path / "evaluation" / "test" / CASES).exists() for path in folders):
-            found[seed] = (open_run(folders[0]), open_run(folders[1]))
+        both = [judged_run(experiment, work, name, seed) for name in (experiment.models[variant]["against"], variant)]
+        if both[0] is not None and both[1] is not None:
+            found[seed] = (both[0], both[1])
     return found
+
+
+def judged_run(experiment: Experiment, work: Path, model: str, seed: int) -> Judged | None:
+    """None where it was not run here, or not evaluated."""
+    folder = run_folder(experiment, work / experiment.name, model, seed)
+    over = judged_over(experiment, work, model, seed)
+    if any(path is not None and not path.exists() for path in (folder, over)):
+        return None
+    judged = Judged.of(folder, over)
+    return judged if (judged.evaluation / CASES).exists() else None
 
 
 def prepare_data(experiment: Experiment, folder: Path) -> None:

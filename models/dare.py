@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape, next_item_batch, some_targets, target_places
 from recsys.click_networks import ActivationUnit, ClickHead
+from recsys.contracts import PrefixEncoder
 from recsys.errors import ConfigError
 from recsys.event_fields import Attended, FieldMaps, FieldRows, FieldTables, Role, Seen, masked_softmax
 from recsys.event_search import (
@@ -48,6 +49,7 @@ from recsys.event_search import (
     recency,
 )
 from recsys.negatives import Negatives, PopularNegatives
+from recsys.retriever_negatives import RetrieverNegatives
 from recsys.sequences import IntArray, Windows
 
 Method = Literal[
@@ -79,7 +81,7 @@ class DAREConfig:
     `embedding_dim` and `attention_dim` (0: the same) are widths of one field. Stage 1 keeps `kept` events. `category`
     is a column of the item table, of a list its first entry; "" leaves the field out. `recent` above 0 also attends to
     so many latest events apart. `auxiliary` weighs the loss of a second head, which attends to all events (sim-soft:
-    of the search). A training window teaches `positives` of its events, each beside `negatives` popular items.
+    of the search). A training window teaches `positives` of its events, each beside `negatives` other items.
     """
 
     num_items: int
@@ -175,7 +177,7 @@ class DARE(nn.Module):
         self.head = ClickHead([width] * (1 + pooled * (2 if config.recent else 1)), config.hidden)
         self.auxiliary = ClickHead([width] * (1 + pooled), (AUXILIARY_WIDTH,)) if config.has_auxiliary else None
         self.register_buffer("category_of", torch.zeros(config.num_items + 1, dtype=torch.int64))
-        self.popular: PopularNegatives | None = None
+        self.drawn_from: PopularNegatives | RetrieverNegatives | None = None
 
     def _tables(self, role: str) -> FieldTables:
         return cast("FieldTables", self.tables[self.tables_of[role]])
@@ -270,22 +272,26 @@ class DARE(nn.Module):
 
     def learn_popularity(self, counts: IntArray) -> None:
         """Training events of each item row, [V]: negatives are drawn as often."""
-        self.popular = PopularNegatives(counts)
+        self.drawn_from = PopularNegatives(counts)
+
+    def learn_retriever(self, retriever: PrefixEncoder) -> None:
+        """In place of popular items, those that the retriever would answer."""
+        self.drawn_from = RetrieverNegatives(retriever)
 
     def learn_categories(self, categories: Int[Tensor, " V"]) -> None:
         """Category of each item row, 0 where it has none."""
         self.category_of.copy_(categories)
 
     def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:
-        """Some events of each window as clicks, and for each popular items that the window does not hold before it."""
-        if self.popular is None:
+        """Some events of each window as clicks, and for each other items, none that the window holds before it."""
+        if self.drawn_from is None:
             raise RuntimeError("negatives by popularity need learn_popularity() before the first batch")
         batch = next_item_batch(windows)
         full = windows.lengths == self.window.length
         first = np.where(full, self.max_len - 1, 0)
         batch = replace(batch, target=some_targets(batch.target, first, self.config.positives, rng))
         places, valid = target_places(batch.target)
-        drawn = self.popular.draw(windows.items, places.numpy() + 2, self.config.negatives, rng)
+        drawn = self.drawn_from.draw(windows.items, places.numpy() + 2, self.config.negatives, rng)
         items = batch.target.new_zeros(*batch.target.shape, self.config.negatives)
         items[torch.arange(len(places))[:, None], places] = torch.from_numpy(drawn) * valid[:, :, None]
         return replace(batch, negatives=Negatives(items, torch.zeros(items.shape)))

@@ -83,6 +83,11 @@ def is_ranker(name: str) -> bool:
     return hasattr(MODELS[name][0], "score")
 
 
+def answers_along(name: str) -> bool:
+    """Whether the model is a `PrefixEncoder`."""
+    return hasattr(MODELS[name][0], "prefix_vectors")
+
+
 def preset(name: str, variant: str | None = None) -> dict[str, Any]:
     """A YAML preset, `NAME.yaml` or `NAME.VARIANT.yaml`: sections `model` and, for trained ones, `training`."""
     if name not in MODELS:

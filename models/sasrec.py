@@ -113,6 +113,10 @@ class SASRec(nn.Module):
             x = x + self.intervals(buckets[:, -items.shape[1] :])
         return self.dropout(self.embedding_norm(x))
 
+    def prefix_vectors(self, items: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """Prediction after each event."""
+        return self.predictions(self.hidden_states(items, timestamps))
+
     def encode(self, batch: Histories) -> Float[Tensor, "B D"]:
         """Prediction after each history's last event."""
         return self.predictions(self.remember_last(batch)[0])

@@ -183,6 +183,10 @@ def train(
         Path | None,
         typer.Option(help="A finished recformer run on the same data, which model hierarchical learns from."),
     ] = None,
+    retriever: Annotated[
+        Path | None,
+        typer.Option(help="A finished sasrec run on the same data, whose lists a ranker learns to correct."),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="A named preset of the model in place of its default, e.g. demo.")
     ] = None,
@@ -213,6 +217,7 @@ def train(
             refit=refit,
             init=init,
             teacher=teacher,
+            retriever=retriever,
             preset=preset,
             config_file=config,
             settings=tuple(set),
@@ -294,6 +299,14 @@ def evaluate(
     candidates: Annotated[
         int | None, typer.Option(min=1, help="How many of them (with --rerank); 500 by default.", show_default=False)
     ] = None,
+    rank_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="How much a ranker adds to the retriever's scores (with --rerank); inf: its order alone. By default "
+            "what is best on the validation part.",
+            show_default=False,
+        ),
+    ] = None,
     gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 unless every run beats every floor.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -315,6 +328,7 @@ def evaluate(
         seen=seen,
         rerank=rerank,
         candidates=candidates,
+        rank_weight=rank_weight,
         segments=segments,
     )
     evaluation = run(config, Reporter())

@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from models.registry import FLOORS, is_ranker, model_config, preset
 from pipelines.click_evaluation import floor_clicks, ranker_clicks
 from pipelines.loading import fit_floor, floors_for, run_ranker, run_scorer
 from pipelines.reporter import Reporter
+from pipelines.reranking import SecondStage, second_stage
+from pipelines.validation import CANDIDATES
 from recsys import __version__
 from recsys.comparison import Difference, compare_cases
 from recsys.contracts import CatalogScorer
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import rank_cases, summarise
 from recsys.prepared import Prepared, SeenRule
-from recsys.ranking import Reranker
 from recsys.runs import REPORT, Run, open_run
 from recsys.splits import Part
 from recsys.steps import read_manifest, write_json, writing_step
@@ -33,15 +31,15 @@ from recsys.steps import read_manifest, write_json, writing_step
 CASES = "cases.parquet"
 HEADLINE = "ndcg@10"
 RERANKING_DRAWS = 2000
-CANDIDATES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Settings of `recsys evaluate`; `seen` None means the rule that `recsys prepare` wrote down.
 
-    `rerank`: the run of a retriever, whose best `candidates` (500 where None) every run, a ranker then, puts in its own
-    order. `segments`: whether a table by segment will be asked for, which clicks have not.
+    `rerank`: the run of a retriever, to whose scores of the best `candidates` (500 where None) every run, a ranker
+    then, adds its own times `rank_weight` (None: what is best on the validation part; inf: the ranker alone).
+    `segments`: whether a table by segment will be asked for, which clicks have not.
     """
 
     runs: tuple[Path, ...]
@@ -50,6 +48,7 @@ class EvaluateConfig:
     seen: SeenRule | None = None
     rerank: Path | None = None
     candidates: int | None = None
+    rank_weight: float | None = None
     segments: bool = False
 
     def __post_init__(self) -> None:
@@ -58,6 +57,11 @@ class EvaluateConfig:
         if self.candidates is not None and self.rerank is None:
             raise ConfigError(
                 f"evaluate: candidates={self.candidates} are re-ranked with --rerank alone; drop one or add it."
+            )
+        if self.rank_weight is not None and (self.rerank is None or not self.rank_weight >= 0):
+            raise ConfigError(
+                f"evaluate: rank_weight={self.rank_weight} weighs a ranker over the lists of --rerank RETRIEVER, "
+                "from 0 (not at all) to inf (alone)."
             )
         if self.rerank is not None and self.num_candidates < max(self.cutoffs):
             raise ConfigError(
@@ -133,6 +137,11 @@ def evaluate_clicks(runs: Sequence[Run], prepared: Prepared, config: EvaluateCon
     reports = {}
     for run in runs:
         refuse_known_events(run, config.part)
+        if "retriever" in run.config:
+            raise ConfigError(
+                f"evaluate: {run.folder} learned to correct {run.config['retriever']}, so its clicks mean nothing "
+                "without; name that run by --rerank."
+            )
         out, ranker = run.evaluation(config.part), run_ranker(run, prepared)
         reports[run.name] = ranker_clicks(out, run.name, ranker, prepared, config.part, reporter)
     floors = {
@@ -155,11 +164,10 @@ def evaluate_reranked(
     for run in runs:
         refuse_known_events(run, config.part)
         name, out = f"{run.name} over {retriever.name}", run.reranking(config.part, retriever.name)
-        reranker = Reranker(run_ranker(run, prepared), config.num_candidates, log_share(run, prepared))
-        scorer = run_scorer(retriever, prepared)
+        stage = second_stage(run, retriever, prepared, config.num_candidates, config.rank_weight)
         stages = {"candidates": config.num_candidates, "retriever": str(retriever.folder), "ranker": str(run.folder)}
         inputs = [prepared.folder, retriever.folder, run.folder]
-        reports[name] = rank_into(out, name, scorer, prepared, settings | stages, reporter, reranker, inputs)
+        reports[name] = rank_into(out, name, stage.scorer, prepared, settings | stages, reporter, stage, inputs)
         changes[name] = compare_cases(base, pl.read_parquet(out / CASES), config.cutoffs, RERANKING_DRAWS, seed=0)
     return Evaluation(
         part=config.part,
@@ -170,13 +178,6 @@ def evaluate_reranked(
         retriever=retriever.name,
         changes=changes,
     )
-
-
-def log_share(run: Run, prepared: Prepared) -> Float[Tensor, " V"]:
-    """Logarithm of how often a run drew each item as a negative; one that it never drew counts as once."""
-    events = prepared.training_events(run.fit_on).of_users(run.config["training"]["user_share"])
-    counts = torch.from_numpy(events.item_counts())
-    return (counts.clamp(min=1) / counts.sum()).log()
 
 
 def check_names(runs: Sequence[Run]) -> None:
@@ -253,7 +254,7 @@ def rank_into(
     prepared: Prepared,
     settings: dict[str, Any],
     reporter: Reporter,
-    reranker: Reranker | None = None,
+    stage: SecondStage | None = None,
     inputs: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Ranks all cases of the part by `evaluation_settings`; writes `cases.parquet` and `report.json`."""
@@ -273,9 +274,9 @@ def rank_into(
                 cutoffs,
                 retired=prepared.catalog.retired_rows,
                 progress=advance,
-                reranker=reranker,
+                reranker=None if stage is None else stage.reranker,
             )
-        report = {"seen": seen, **summarise(ranked, counts, cutoffs)}
+        report = {"seen": seen, **summarise(ranked, counts, cutoffs), **({} if stage is None else stage.report())}
         ranked.cases.write_parquet(step.folder / CASES)
         write_json(step.folder / REPORT, report)
         step.counts["cases"] = len(cases)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from models.registry import ModelConfig
+from pipelines.earlier_runs import earlier_run
 from pipelines.evaluate import HEADLINE
 from pipelines.loading import no_history, run_model, text_network
-from pipelines.plan import earlier_run
 from recsys.batches import Histories
 from recsys.bundle import TOKENIZER, Bundle, ModelCard, SentenceCard, open_bundle
 from recsys.contracts import TrainableRetriever

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from models.registry import ModelConfig, build_config, preset
+from pipelines.earlier_runs import checked_retriever, checked_start, checked_teacher, earlier_run
 from pipelines.loading import data_config, stored_config, text_encoder, text_network
 from pipelines.settings import merge, parse_setting, read_yaml
 from recsys.errors import ConfigError, DataError
@@ -17,25 +18,6 @@ from recsys.splits import FitOn, TrainingEvents
 from recsys.text_vectors import SentenceEncoder
 from recsys.training import TrainingConfig
 
-SAME_AT_THE_START = (
-    "num_heads",
-    "norm",
-    "activation",
-    "gated",
-    "positions",
-    "recency",
-    "attention_window",
-    "pooling",
-    "text_encoder",
-    "text_revision",
-    "items",
-    "text_control",
-    "backbone",
-    "method",
-    "category",
-)
-"""Settings without which weights of the right shapes mean something else."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -44,6 +26,7 @@ class TrainConfig:
     `refit`: a finished run of the same model, trained anew with its settings on training and validation events, for
     as many epochs as were best; what ships should know the latest events. `init`: a finished run whose weights this
     one begins with, perhaps of other data. `teacher`: a finished run of another model on the same data, to learn from.
+    `retriever`: one whose lists a ranker is to correct; its answers are the negatives.
     """
 
     data: Path
@@ -52,6 +35,7 @@ class TrainConfig:
     refit: Path | None = None
     init: Path | None = None
     teacher: Path | None = None
+    retriever: Path | None = None
     preset: str | None = None
     config_file: Path | None = None
     settings: tuple[str, ...] = ()
@@ -59,6 +43,11 @@ class TrainConfig:
     tracking: bool = True
     restart: bool = False
     overwrite: bool = False
+
+    @property
+    def earlier_runs(self) -> list[Path]:
+        """Folders of the runs that it takes something from."""
+        return [path for path in (self.refit, self.init, self.teacher, self.retriever) if path is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +65,7 @@ class Plan:
     network: Pretrained | None = None
     start: Run | None = None
     teacher: Run | None = None
+    retriever: Run | None = None
 
     @property
     def events(self) -> TrainingEvents:
@@ -94,7 +84,7 @@ class Plan:
         }
         if text := self.encoder or self.network:
             sections["text_encoder"] = text.identity
-        for name, run in (("init", self.start), ("teacher", self.teacher)):
+        for name, run in (("init", self.start), ("teacher", self.teacher), ("retriever", self.retriever)):
             if run is not None:
                 sections[name] = str(run.folder.resolve())
                 sections[f"{name}_weights"] = run.manifest["files"][WEIGHTS]
@@ -148,6 +138,7 @@ def make_plan(config: TrainConfig) -> Plan:
         network=text_network(model, prepared),
         start=None if config.init is None else checked_start(open_run(config.init), model),
         teacher=checked_teacher(config.teacher, model, training, prepared),
+        retriever=None if config.retriever is None else checked_retriever(open_run(config.retriever), model, prepared),
     )
 
 
@@ -172,9 +163,11 @@ def check_event_dropout(model: ModelConfig) -> None:
 
 def refit_plan(config: TrainConfig, run: Run, prepared: Prepared) -> Plan:
     """The run's own settings, seed and schedule up to its best epoch, on everything before the test part."""
-    if config.preset or config.config_file or config.settings or config.init or config.teacher:
+    others = (config.preset, config.config_file, config.settings, config.init, config.teacher, config.retriever)
+    if any(others):
         raise ConfigError(
-            f"train: --refit takes every setting from {run.folder}; drop --preset, --config, --set, --init, --teacher."
+            f"train: --refit takes every setting from {run.folder}; drop --preset, --config, --set, --init, --teacher "
+            "and --retriever."
         )
     if run.model != config.model or run.prepared().fingerprint != prepared.fingerprint or run.fit_on != "train":
         raise DataError(
@@ -189,72 +182,10 @@ def refit_plan(config: TrainConfig, run: Run, prepared: Prepared) -> Plan:
         network=text_network(model, prepared),
         start=earlier_run(run, "init"),
         teacher=earlier_run(run, "teacher"),
+        retriever=earlier_run(run, "retriever"),
         training=build_config(TrainingConfig, run.config.get("training", {}), "training"),
         seed=run.config["seed"],
         stop_after=counts.get("best_epoch"),
         fit_on="train+validation",
         selected={key: value for key, value in counts.items() if key.startswith("best_")},
     )
-
-
-def checked_start(start: Run, model: ModelConfig) -> Run:
-    """The run to begin with, refused where its weights would mean something else here."""
-    if start.model != model.name or not issubclass(model.model_class, torch.nn.Module):
-        raise ConfigError(
-            f"train --init {start.folder}: is a run of {start.model!r}, and {model.name!r} is trained; weights go from "
-            "a model trained by gradient to the same one."
-        )
-    for name in SAME_AT_THE_START:
-        here, there = getattr(model.values, name, None), start.config["model"].get(name)
-        if here != there:
-            raise ConfigError(
-                f"train --init {start.folder}: model.{name} is {there} there and {here} here; the same weights would "
-                f"compute something else. Give --set model.{name}={there}."
-            )
-    return start
-
-
-def checked_teacher(
-    folder: Path | None, model: ModelConfig, training: TrainingConfig, prepared: Prepared
-) -> Run | None:
-    """The run to learn from, refused where it knows other items or events that are to be predicted."""
-    if (folder is None) == model.has_teacher:
-        raise ConfigError(
-            f"train {model.name}: learns from another run; name a finished recformer run by --teacher."
-            if model.has_teacher
-            else f"train {model.name}: learns from events alone; drop --teacher, or train a model such as hierarchical."
-        )
-    if folder is None:
-        return None
-    run = open_run(folder)
-    if run.model != "recformer" or run.prepared().fingerprint != prepared.fingerprint or run.fit_on != "train":
-        raise DataError(
-            f"train --teacher {folder}: is a {run.model!r} run on {run.fit_on} of {run.prepared().folder}; one of "
-            f"'recformer' on train of {prepared.folder} is needed."
-        )
-    if run.config["model"]["objective"] != "match":
-        raise ConfigError(
-            f"train --teacher {folder}: was pretrained, and knows no matrix of these items; begin a recformer run with "
-            "it (--init, with --set training.epochs=0 as it is) and name that one."
-        )
-    if (width := run.config["model"]["embedding_dim"]) != model.values.text_width:
-        raise ConfigError(
-            f"train --teacher {folder}: its vectors have {width} numbers, and "
-            f"model.text_width={model.values.text_width}; give --set model.text_width={width}."
-        )
-    if training.event_dropout and model.values.distillation:
-        raise ConfigError(
-            f"train {model.name}: training.event_dropout makes new histories every time, and the teacher would have to "
-            "read each; set training.event_dropout=0 or model.distillation=0."
-        )
-    return run
-
-
-def earlier_run(run: Run, role: str) -> Run | None:
-    """The run that this one began with (`init`) or learned from (`teacher`), checked to be as it was."""
-    if role not in run.config:
-        return None
-    earlier = open_run(Path(run.config[role]))
-    if earlier.manifest["files"][WEIGHTS] != run.config[f"{role}_weights"]:
-        raise DataError(f"{run.folder}: {earlier.folder}, its {role}, has other weights since; train it again.")
-    return earlier

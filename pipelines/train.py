@@ -45,7 +45,11 @@ def train(config: TrainConfig, reporter: Reporter) -> Run | None:
         "train",
         config.out,
         config=plan.as_dict(),
-        inputs=[path for path in (config.data, config.refit, config.init, config.teacher) if path is not None],
+        inputs=[
+            path
+            for path in (config.data, config.refit, config.init, config.teacher, config.retriever)
+            if path is not None
+        ],
         seed=plan.seed,
         overwrite=config.overwrite,
         keep_partial=True,
@@ -101,7 +105,7 @@ def train_by_gradient(step: Step, plan: Plan, tracking: bool, reporter: Reporter
             plan.selected
             or {
                 "best_epoch": trainer.progress.best_epoch,
-                f"best_validation_{watched_metric(plan.model)}": trainer.progress.best_metric,
+                f"best_validation_{watched_metric(plan)}": trainer.progress.best_metric,
             }
         ),
         "training_seconds": round(trainer.progress.seconds, 3),
@@ -131,7 +135,7 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
     if trainer.resume():
         reporter.say(f"train {plan.model.name}: going on after epoch {trainer.progress.epoch}")
     epochs = plan.training.epochs if plan.stop_after is None else plan.stop_after
-    watched = watched_metric(plan.model)
+    watched = watched_metric(plan)
     with reporter.task(f"train {plan.model.name}", epochs * trainer.batches_per_epoch) as advance:
         advance(trainer.progress.step)
 
@@ -139,8 +143,7 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
             quality = f" {watched} {figures[watched]:.4f}" if watched in figures else ""
             advance(0, f"epoch {int(figures['epoch'])} loss {figures['loss']:.4f}{quality}")
 
-        most = plan.training.validation_cases
-        validate = validation(plan.model, plan.prepared, trainer, most) if plan.fit_on == "train" else None
+        validate = validation(plan, trainer) if plan.fit_on == "train" else None
         judged = plan.start is not None or plan.training.epochs == 0
         trainer.fit(validate, watched, on_epoch, lambda: advance(1), plan.stop_after, judge_start=judged)
     return trainer
@@ -151,6 +154,8 @@ def learn_from_data(model: Any, plan: Plan, reporter: Reporter) -> None:
     model.learn_popularity(plan.events.item_counts())
     if plan.model.ranks:
         model.learn_categories(torch.from_numpy(item_categories(plan.prepared.items, plan.model.values.category)))
+    if plan.retriever is not None:
+        model.learn_retriever(run_model(plan.retriever, plan.prepared)[1])
     if plan.encoder is not None:
         reader: TextReader = model
         with make_accelerator(plan.training).main_process_first():  # the others find its vectors in the store

@@ -1,11 +1,13 @@
-"""What an epoch is judged by: NDCG@10 of a retriever, by full ranking; AUC of a ranker, on fixed negatives."""
+"""What an epoch is judged by: NDCG@10 of a retriever, by full ranking, and of a ranker that corrects one, by its lists;
+AUC of a ranker by itself, on fixed negatives."""
 
 from collections.abc import Callable
 
 import polars as pl
 import torch
 
-from models.registry import ModelConfig
+from pipelines.loading import run_scorer
+from pipelines.plan import Plan
 from recsys.click_metrics import click_metrics
 from recsys.clicks import ClickCases, click_scores
 from recsys.contracts import CatalogScorer
@@ -13,22 +15,31 @@ from recsys.errors import DataError
 from recsys.evaluation import mean_metrics, rank_cases
 from recsys.prepared import Prepared
 from recsys.ranking import RetrieverScorer
+from recsys.reranking import Reranker
+from recsys.retrieved import Retrieved
 from recsys.training import Trainer
 
 WATCHED = "ndcg@10"
 WATCHED_CUTOFFS = (10,)
 WATCHED_OF_RANKERS = "auc"
+CANDIDATES = 500
+"""Of a retriever, that a ranker puts in order."""
 
 
-def watched_metric(model: ModelConfig) -> str:
+def watched_metric(plan: Plan) -> str:
     """Which figure decides the best epoch, and when to stop."""
-    return WATCHED_OF_RANKERS if model.ranks else WATCHED
+    return WATCHED_OF_RANKERS if plan.model.ranks and plan.retriever is None else WATCHED
 
 
-def validation(model: ModelConfig, prepared: Prepared, trainer: Trainer, most: int) -> Callable[[], dict[str, float]]:
-    """A function that judges the model as it is, by at most so many cases."""
-    cases = watched_cases(prepared, most)
-    judge = _click_figures(prepared, trainer, cases) if model.ranks else _ranking_figures(prepared, trainer, cases)
+def validation(plan: Plan, trainer: Trainer) -> Callable[[], dict[str, float]]:
+    """A function that judges the model as it is, by at most `training.validation_cases`."""
+    cases = watched_cases(plan.prepared, plan.training.validation_cases)
+    if plan.retriever is not None:
+        judge = _list_figures(run_scorer(plan.retriever, plan.prepared), plan.prepared, trainer, cases)
+    elif plan.model.ranks:
+        judge = _click_figures(plan.prepared, trainer, cases)
+    else:
+        judge = _ranking_figures(plan.prepared, trainer, cases)
 
     def validate() -> dict[str, float]:
         trainer.model.eval()
@@ -53,6 +64,20 @@ def _click_figures(prepared: Prepared, trainer: Trainer, cases: pl.DataFrame) ->
         ranker = trainer.ranker
         scores = click_scores(ranker.score, ranker.max_len, prepared.store, clicks, device=trainer.device)
         return click_metrics(*clicks.flat(scores))
+
+    return figures
+
+
+def _list_figures(
+    retriever: CatalogScorer, prepared: Prepared, trainer: Trainer, cases: pl.DataFrame
+) -> Callable[[], dict[str, float]]:
+    lists = Retrieved.of(retriever, prepared, cases, CANDIDATES)
+    before, no_share = lists.ndcg(torch.zeros(lists.scores.shape), 0.0), torch.zeros(prepared.catalog.num_rows)
+
+    def figures() -> dict[str, float]:
+        reranker = Reranker(trainer.ranker, CANDIDATES, no_share.to(trainer.device))
+        second = lists.second_scores(reranker, prepared, trainer.device)
+        return {WATCHED: lists.ndcg(second, 1.0), f"retriever_{WATCHED}": before}
 
     return figures
 

@@ -229,6 +229,15 @@ class Incremental(TrainableRetriever, Protocol):
 
 
 @runtime_checkable
+class PrefixEncoder(Retriever, Protocol):
+    """A causal retriever: the vector of every prefix of a history comes with that of the whole."""
+
+    def prefix_vectors(self, items: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """What `encode` gives after each event of histories of at most `max_len`, padded on the right."""
+        ...
+
+
+@runtime_checkable
 class Ranker(Protocol):
     """Scores of given candidates: the second stage."""
 
@@ -246,6 +255,10 @@ class TrainableRanker(Ranker, Trainable, Protocol):
 
     def learn_categories(self, categories: Int[Tensor, " V"]) -> None:
         """Called once before training: the category of each item row, 0 where it has none."""
+        ...
+
+    def learn_retriever(self, retriever: PrefixEncoder) -> None:
+        """Called before training that is to correct a retriever: negatives are what it would answer."""
         ...
 
 

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from recsys.batches import Histories
 from recsys.contracts import CatalogScorer, ItemMask
 from recsys.metrics import IntArray, case_metrics, list_metrics
 from recsys.prepared import SeenRule
-from recsys.ranking import Reranker, target_ranks, top_k, without_items
+from recsys.ranking import target_ranks, top_k, without_items
+from recsys.reranking import Reranker
 from recsys.sequences import SequenceStore
 
 SCORES_PER_BATCH = 1 << 21
@@ -44,34 +45,49 @@ def rank_cases(
     progress: Callable[[int], None] | None = None,
     reranker: Reranker | None = None,
 ) -> Ranked:
-    """Ranks every case's target among all items.
-
-    With `seen="exclude"` no item of the whole history may be returned; a target among them is a miss, as it
-    is for the product. Items of the rows `retired` are never returned either. With a `reranker` the best of the rest go
-    through a second stage.
-    """
+    """Ranks every case's target among all items, or with a `reranker` among those that go through a second stage."""
     ranks = np.zeros(len(cases), dtype=np.int32)
     listed = {k: np.zeros(num_rows, dtype=np.int64) for k in cutoffs}
-    columns = {name: cases[name].to_numpy().astype(np.int64) for name in ("user_idx", "position", "target")}
-    max_len = max(scorer.max_len, 0 if reranker is None else reranker.ranker.max_len)
-    most = max(1, SCORES_PER_BATCH // num_rows)
-    for chosen in batches_of_like_length(np.minimum(columns["position"], max_len), most):
-        users, positions = columns["user_idx"][chosen], columns["position"][chosen]
-        histories = Histories.from_windows(store.windows(users, positions, max_len), device)
-        excluded = whole_histories(store, users, positions, device) if seen == "exclude" else histories.items[:, :0]
-        scores = without_items(scorer.scores(histories.latest(scorer.max_len)), excluded)
-        if retired is not None:
-            scores[:, retired] = -torch.inf
-        if reranker is not None:
-            scores = reranker.reordered(histories, scores)
-        target = torch.from_numpy(columns["target"][chosen]).to(scores.device)
-        ranks[chosen] = target_ranks(scores, target).cpu().numpy()
+    targets = cases["target"].to_numpy().astype(np.int64)
+    read = 0 if reranker is None else reranker.ranker.max_len
+    for chosen, histories, allowed in allowed_scores_of_cases(
+        scorer, store, cases, num_rows, seen, device, retired, read
+    ):
+        scores = allowed if reranker is None else reranker.reordered(histories, allowed)
+        ranks[chosen] = target_ranks(scores, torch.from_numpy(targets[chosen]).to(scores.device)).cpu().numpy()
         best = top_k(scores, max(cutoffs)).items.cpu().numpy()
         for k in cutoffs:
             listed[k] += np.bincount(best[:, :k].ravel(), minlength=num_rows)
         if progress is not None:
             progress(len(chosen))
     return Ranked(cases.with_columns(rank=ranks), listed)
+
+
+def allowed_scores_of_cases(
+    scorer: CatalogScorer,
+    store: SequenceStore,
+    cases: pl.DataFrame,
+    num_rows: int,
+    seen: SeenRule,
+    device: torch.device | None = None,
+    retired: IntArray | None = None,
+    read: int = 0,
+) -> Iterator[tuple[IntArray, Histories, Float[Tensor, "B V"]]]:
+    """Cases some at a time: their indices, their histories of at least `read` events, scores of all items.
+
+    Items that may not be returned have -inf: with `seen="exclude"` those of the whole history (a target among them is a
+    miss, as it is for the product), and those of the rows `retired`.
+    """
+    users, positions = (cases[name].to_numpy().astype(np.int64) for name in ("user_idx", "position"))
+    max_len, most = max(scorer.max_len, read), max(1, SCORES_PER_BATCH // num_rows)
+    for chosen in batches_of_like_length(np.minimum(positions, max_len), most):
+        histories = Histories.from_windows(store.windows(users[chosen], positions[chosen], max_len), device)
+        none = histories.items[:, :0]
+        excluded = whole_histories(store, users[chosen], positions[chosen], device) if seen == "exclude" else none
+        scores = without_items(scorer.scores(histories.latest(scorer.max_len)), excluded)
+        if retired is not None:
+            scores[:, retired] = -torch.inf
+        yield chosen, histories, scores
 
 
 def batches_of_like_length(lengths: IntArray, most: int) -> Iterator[IntArray]:

@@ -7,12 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recsys.batches import Histories
-from recsys.contracts import CatalogScorer, ItemMask, Ranker, Retriever, TopK
+from recsys.contracts import CatalogScorer, ItemMask, Retriever, TopK
 from recsys.errors import DataError
 
 NOT_RETURNED = 2**31 - 1
-PAIRS_AT_ONCE = 1 << 21
-"""Candidates times events that a ranker compares at a time."""
 
 
 class RetrieverScorer:
@@ -40,31 +38,6 @@ class RetrieverScorer:
         vectors = self.model.encode(batch).to(self.item_vectors.dtype)
         with torch.autocast(vectors.device.type, enabled=False):
             return vectors @ self.item_vectors.T
-
-
-@dataclass(frozen=True)
-class Reranker:
-    """The second stage: each row's best `candidates` in the ranker's order; no other item is returned.
-
-    `log_share` [V] is added to scores. A ranker that told clicks from negatives drawn by popularity has learned
-    log p(item | user) / q(item), and among a retriever's items the first half alone is wanted: log q goes back in.
-    """
-
-    ranker: Ranker
-    candidates: int
-    log_share: Float[Tensor, " V"]
-
-    @torch.no_grad()
-    def reordered(self, histories: Histories, scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        """The ranker's scores of what it was given, -inf elsewhere; in the first stage's `scores`, -inf is excluded."""
-        best = top_k(scores, self.candidates)
-        read = histories.latest(self.ranker.max_len)
-        step = max(1, PAIRS_AT_ONCE // max(1, best.items.shape[1] * read.items.shape[1]))
-        parts = [slice(first, first + step) for first in range(0, len(scores), step)]
-        own = torch.cat([self.ranker.score(read.rows(part), best.items[part]) for part in parts])
-        own = own.to(scores.dtype) + self.log_share[best.items]
-        own = own.masked_fill(best.scores == -torch.inf, -torch.inf)
-        return torch.full_like(scores, -torch.inf).scatter(1, best.items, own)
 
 
 @dataclass(frozen=True)

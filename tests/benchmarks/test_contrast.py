@@ -1,6 +1,7 @@
 """A variant beside its base, and its steps: figures that are known from elsewhere."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from training import trained
 
 from benchmarks import contrast
 from benchmarks.contrast import AfterSteps, by_steps, histories, pooled, read_contrast, write_contrast
-from benchmarks.records import read_experiments
+from benchmarks.records import Judged, read_experiments
 from benchmarks.results import contrasts_with, pairs, run_folder
 from benchmarks.results_page import contrast_lines
 from models.rearec import ReaRec
@@ -19,7 +20,6 @@ from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.loading import run_model
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
-from recsys.runs import Run, open_run
 
 EXPERIMENT = replace(
     read_experiments()[0],
@@ -33,7 +33,7 @@ EXPERIMENT = replace(
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Run, Run]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Judged, Judged]]:
     """Base and variant with two seeds, evaluated."""
     folder = tmp_path_factory.mktemp("contrast")
     dataset = write_dataset(folder / "dataset", random_rows(1, 40, 25, 700))
@@ -46,12 +46,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Run, Run]]
             for name in names
         ]
         evaluate(EvaluateConfig(runs=tuple(run.folder for run in pair)), Reporter(quiet=True))
-        found[seed] = (open_run(pair[0].folder), open_run(pair[1].folder))
+        found[seed] = (Judged.of(pair[0].folder, None), Judged.of(pair[1].folder, None))
     return found
 
 
-def test_the_last_step_is_what_was_evaluated(runs: dict[int, tuple[Run, Run]]) -> None:
-    run = runs[0][1]
+def test_the_last_step_is_what_was_evaluated(runs: dict[int, tuple[Judged, Judged]]) -> None:
+    run = runs[0][1].run
     report = json.loads((run.evaluation("test") / "report.json").read_text(encoding="utf-8"))
     steps = by_steps(run)
     assert len(steps) == 3
@@ -64,12 +64,12 @@ def test_the_last_step_is_what_was_evaluated(runs: dict[int, tuple[Run, Run]]) -
     assert all(-1 <= entry["similarity"] < 1 for entry in steps[1:])
 
 
-def test_a_model_that_does_not_reason_has_no_steps(runs: dict[int, tuple[Run, Run]]) -> None:
-    assert by_steps(runs[0][0]) == []
+def test_a_model_that_does_not_reason_has_no_steps(runs: dict[int, tuple[Judged, Judged]]) -> None:
+    assert by_steps(runs[0][0].run) == []
 
 
-def test_stopped_early_it_answers_as_asked(runs: dict[int, tuple[Run, Run]]) -> None:
-    run = runs[0][1]
+def test_stopped_early_it_answers_as_asked(runs: dict[int, tuple[Judged, Judged]]) -> None:
+    run = runs[0][1].run
     _, model = run_model(run, run.prepared())
     assert isinstance(model, ReaRec)
     (batch,) = histories(run, pl.read_parquet(run.evaluation("test") / "cases.parquet"))
@@ -77,7 +77,7 @@ def test_stopped_early_it_answers_as_asked(runs: dict[int, tuple[Run, Run]]) -> 
         assert (AfterSteps(model, steps).encode(batch) - model.encode(batch, steps)).abs().max() < 1e-6
 
 
-def test_every_seeds_cases_are_kept_apart(runs: dict[int, tuple[Run, Run]]) -> None:
+def test_every_seeds_cases_are_kept_apart(runs: dict[int, tuple[Judged, Judged]]) -> None:
     both = pooled({seed: pair[0] for seed, pair in runs.items()})
     one = pooled({0: runs[0][0]})
     assert len(both) == 2 * len(one)
@@ -86,7 +86,7 @@ def test_every_seeds_cases_are_kept_apart(runs: dict[int, tuple[Run, Run]]) -> N
 
 
 def test_a_contrast_is_the_mean_difference_and_goes_with_its_settings(
-    runs: dict[int, tuple[Run, Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: dict[int, tuple[Judged, Judged]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contrast, "RECORDS", tmp_path)
     (tmp_path / "tiny").mkdir()
@@ -95,7 +95,7 @@ def test_a_contrast_is_the_mean_difference_and_goes_with_its_settings(
     assert record is not None
     assert (record["base"], record["seeds"]) == ("sasrec", [0, 1])
     reports = [
-        [json.loads((run.evaluation("test") / "report.json").read_text())["metrics"]["ndcg@10"] for run in pair]
+        [json.loads((judged.evaluation / "report.json").read_text())["metrics"]["ndcg@10"] for judged in pair]
         for pair in runs.values()
     ]
     by_hand = sum(variant - base for base, variant in reports) / 2
@@ -111,17 +111,24 @@ def test_a_contrast_is_the_mean_difference_and_goes_with_its_settings(
     assert contrast_lines(replace(EXPERIMENT, models=other)) == []
 
 
-def test_runs_at_hand_are_those_that_were_ranked_to_the_end(tmp_path: Path) -> None:
+def test_runs_at_hand_are_those_that_were_ranked_to_the_end(
+    runs: dict[int, tuple[Judged, Judged]], tmp_path: Path
+) -> None:
     for seed, names in enumerate((("sasrec", "rearec"), ("sasrec",))):
-        for name in names:
-            (run_folder(EXPERIMENT, tmp_path, name, seed) / "evaluation" / "test").mkdir(parents=True)
+        for name, judged in zip(names, runs[seed], strict=False):
+            shutil.copytree(judged.run.folder, run_folder(EXPERIMENT, tmp_path / "tiny", name, seed))
+    assert list(pairs(EXPERIMENT, "rearec", tmp_path)) == [0], "the second seed has no variant"
+    (run_folder(EXPERIMENT, tmp_path / "tiny", "rearec", 0) / "evaluation" / "test" / "cases.parquet").unlink()
     assert pairs(EXPERIMENT, "rearec", tmp_path) == {}, "ranking has begun, no more"
+
+
+def test_a_variant_is_told_of_each_further_run_of_its_base() -> None:
     assert contrasts_with(EXPERIMENT, "sasrec") == contrasts_with(EXPERIMENT, "rearec") == ["rearec"]
     assert contrasts_with(replace(EXPERIMENT, models={"sasrec": {"model": "sasrec"}}), "sasrec") == []
 
 
 def test_a_contrast_of_more_seeds_stays(
-    runs: dict[int, tuple[Run, Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: dict[int, tuple[Judged, Judged]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a machine that has only some of the runs."""
     monkeypatch.setattr(contrast, "RECORDS", tmp_path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from contract import adamw_steps
 from rankers import METHODS, NUM_CATEGORIES, NUM_ITEMS, ranker
-from tiny import random_histories, windows_of
+from tiny import histories_of, random_histories, windows_of
 
 from models.dare import DARE
 from recsys.batches import Histories
@@ -104,3 +104,49 @@ def test_a_search_finds_what_the_latest_events_do_not_hold() -> None:
         reached[method] = auc_of(model.eval(), lambda step: long_ago(step, 400))
     assert reached["dare"] > 0.8 > 0.65 > reached["last-k"]
     assert reached["sim-hard"] > 0.8
+
+
+class Constant:
+    """A retriever that gives each item the same score after every history."""
+
+    max_len = 9
+
+    def __init__(self, scores: torch.Tensor) -> None:
+        self.scores = scores
+
+    def item_vectors(self) -> torch.Tensor:
+        """One number each."""
+        return self.scores[:, None]
+
+    def encode(self, batch: Histories) -> torch.Tensor:
+        """Ones."""
+        return torch.ones(len(batch.lengths), 1)
+
+    def prefix_vectors(self, items: torch.Tensor, timestamps: torch.Tensor) -> torch.Tensor:
+        """Ones."""
+        assert items.shape == timestamps.shape
+        return torch.ones(*items.shape, 1)
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_it_learns_what_its_retriever_does_not_know(knows: bool) -> None:
+    """Items of one category are taken eight times as often as others.
+
+    Beside answers of a retriever that knows it nothing is left to learn; of one that does not, logits tell them apart.
+    """
+    liked = torch.arange(NUM_ITEMS + 1) % (NUM_CATEGORIES + 1) == 2
+    truth = torch.where(liked, np.log(8.0), 0.0).float()
+    share = truth[1:].double().softmax(dim=0).numpy()
+    model = ranker(embedding_dim=8, positives=8)
+    model.learn_retriever(Constant(truth if knows else torch.zeros(NUM_ITEMS + 1)))
+
+    def taken(step: int) -> list[list[int]]:
+        rng = np.random.default_rng(step)
+        return [(1 + rng.choice(NUM_ITEMS, 3, p=share)).tolist() for _ in range(64)]
+
+    adamw_steps(model, 60, taken, rate=1e-2)
+    histories, candidates = histories_of(taken(10**6)), torch.arange(1, NUM_ITEMS + 1).expand(64, -1)
+    with torch.no_grad():
+        logits = model.eval().score(histories, candidates).mean(dim=0)
+    learned = float(logits[liked[1:]].mean() - logits[~liked[1:]].mean())
+    assert (abs(learned) < 0.5) if knows else (learned > 1.2)

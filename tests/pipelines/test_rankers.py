@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from recsys.batches import Histories
 from recsys.click_metrics import click_metrics
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared
+from recsys.retrieved import WEIGHTS
 from recsys.runs import Run
 
 SMALL = (
@@ -152,7 +154,9 @@ def test_floors_stand_beside_rankers_without_probabilities(ranker_run: Run) -> N
 
 def test_reranking_reorders_what_the_retriever_found(prepared: Prepared, ranker_run: Run, retriever_run: Run) -> None:
     """All items as candidates: the ranks are the ranker's alone, counted by hand."""
-    config = EvaluateConfig(runs=(ranker_run.folder,), rerank=retriever_run.folder, candidates=17, cutoffs=(3,))
+    config = EvaluateConfig(
+        runs=(ranker_run.folder,), rerank=retriever_run.folder, candidates=17, cutoffs=(3,), rank_weight=math.inf
+    )
     evaluation = evaluate(config, quiet())
     name = "dare over sasrec"
     assert list(evaluation.runs) == ["sasrec", name]
@@ -172,7 +176,9 @@ def test_reranking_reorders_what_the_retriever_found(prepared: Prepared, ranker_
 
 
 def test_what_the_retriever_did_not_find_is_not_returned(ranker_run: Run, retriever_run: Run) -> None:
-    config = EvaluateConfig(runs=(ranker_run.folder,), rerank=retriever_run.folder, candidates=4, cutoffs=(4,))
+    config = EvaluateConfig(
+        runs=(ranker_run.folder,), rerank=retriever_run.folder, candidates=4, cutoffs=(4,), rank_weight=math.inf
+    )
     evaluation = evaluate(config, quiet())
     alone = pl.read_parquet(retriever_run.evaluation("test") / "cases.parquet")["rank"]
     after = pl.read_parquet(ranker_run.reranking("test", "sasrec") / "cases.parquet")["rank"]
@@ -180,6 +186,88 @@ def test_what_the_retriever_did_not_find_is_not_returned(ranker_run: Run, retrie
     rates = [report["metrics"]["hit_rate@4"] for report in evaluation.runs.values()]
     assert rates[0] == rates[1]
     assert (after != alone).any()
+
+
+def test_the_validation_part_decides_how_much_a_ranker_adds(ranker_run: Run, retriever_run: Run) -> None:
+    """By hand: the best of all weights on validation, and test lists by that weight."""
+    config = EvaluateConfig(runs=(ranker_run.folder,), rerank=retriever_run.folder, candidates=17, cutoffs=(10,))
+    figures = {}
+    for weight in (*WEIGHTS, math.inf):
+        there = evaluate(replace(config, part="validation", rank_weight=weight), quiet()).runs["dare over sasrec"]
+        figures[weight] = there["metrics"]["ndcg@10"]
+    chosen = evaluate(config, quiet()).runs["dare over sasrec"]
+    assert list(chosen["validation_ndcg@10"].values()) == pytest.approx(list(figures.values()))
+    best = min(weight for weight, figure in figures.items() if figure == max(figures.values()))
+    assert chosen["weight"] == (None if best == math.inf else best)
+    assert chosen["metrics"] == evaluate(replace(config, rank_weight=best), quiet()).runs["dare over sasrec"]["metrics"]
+    kept = json.loads((ranker_run.reranking("test", "sasrec") / "report.json").read_text())
+    assert kept["weight"] == chosen["weight"]
+
+
+@pytest.fixture(scope="module")
+def correcting_run(prepared: Prepared, retriever_run: Run) -> Run:
+    """A DARE that learns what its retriever gets wrong."""
+    return fit(prepared, prepared.folder.parent / "runs" / "correcting", retriever=retriever_run.folder)
+
+
+def test_a_ranker_that_corrects_a_retriever_is_watched_by_its_lists(
+    prepared: Prepared, retriever_run: Run, correcting_run: Run
+) -> None:
+    """Weight 1 is what its negatives mean, and what validation is judged with."""
+    figures = epochs(correcting_run)
+    assert figures[0].keys() == {"epoch", "loss", "ndcg@10", "retriever_ndcg@10"}
+    best = max(entry["ndcg@10"] for entry in figures)
+    assert correcting_run.manifest["counts"]["best_validation_ndcg@10"] == best
+    config = EvaluateConfig(
+        runs=(correcting_run.folder,), rerank=retriever_run.folder, part="validation", cutoffs=(10,), rank_weight=1.0
+    )
+    reports = evaluate(config, quiet()).runs
+    assert reports["correcting over sasrec"]["metrics"]["ndcg@10"] == pytest.approx(best)
+    assert reports["sasrec"]["metrics"]["ndcg@10"] == pytest.approx(figures[0]["retriever_ndcg@10"])
+    assert load_file(correcting_run.folder / "model.safetensors").keys() == {
+        *ranker_weights(prepared, correcting_run)
+    }, "no weight of the retriever among its own"
+
+
+def ranker_weights(prepared: Prepared, run: Run) -> list[str]:
+    """Names of what a ranker learns."""
+    return list(run_ranker(run, prepared).state_dict())  # type: ignore[attr-defined]
+
+
+def test_a_correcting_ranker_resumes_and_refits_with_its_retriever(
+    prepared: Prepared, retriever_run: Run, correcting_run: Run, tmp_path: Path
+) -> None:
+    again = fit(prepared, tmp_path / "again", retriever=retriever_run.folder)
+    assert_same_weights(again, correcting_run)
+    config = TrainConfig(
+        data=prepared.folder, model="dare", out=tmp_path / "refit", refit=correcting_run.folder, tracking=False
+    )
+    refit = train(config, quiet())
+    assert refit is not None
+    assert refit.config["retriever"] == correcting_run.config["retriever"]
+    with pytest.raises(DataError, match="refit was trained on the validation events, which can choose no weight then"):
+        evaluate(EvaluateConfig(runs=(refit.folder,), rerank=retriever_run.folder), quiet())
+
+
+def test_a_retriever_that_cannot_be_corrected_is_refused(
+    prepared: Prepared, ranker_run: Run, retriever_run: Run, correcting_run: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="train sasrec: corrects no other run; drop --retriever"):
+        trained(prepared, tmp_path / "run", retriever=retriever_run.folder)
+    with pytest.raises(ConfigError, match="is a 'dare' run, which answers at the end of a history alone"):
+        fit(prepared, tmp_path / "run", retriever=ranker_run.folder)
+    timed = trained(prepared, tmp_path / "timed", "model.time_buckets=4")
+    with pytest.raises(ConfigError, match=r"reads times \(model.time_buckets\), which negatives are drawn without"):
+        fit(prepared, tmp_path / "run", retriever=timed.folder)
+    other = trained(prepared, tmp_path / "other", seed=1)
+    with pytest.raises(ConfigError, match=r"learned to correct .*sasrec and says nothing of the lists of .*other"):
+        evaluate(EvaluateConfig(runs=(correcting_run.folder,), rerank=other.folder), quiet())
+    with pytest.raises(ConfigError, match="so its clicks mean nothing without; name that run by --rerank"):
+        evaluate(EvaluateConfig(runs=(correcting_run.folder,)), quiet())
+    with pytest.raises(ConfigError, match="rank_weight=-1 weighs a ranker over the lists of --rerank"):
+        EvaluateConfig(runs=(ranker_run.folder,), rerank=retriever_run.folder, rank_weight=-1)
+    with pytest.raises(ConfigError, match=r"rank_weight=1\.0 weighs a ranker over the lists of --rerank"):
+        EvaluateConfig(runs=(ranker_run.folder,), rank_weight=1.0)
 
 
 def test_commands_of_rankers(ranker_run: Run, retriever_run: Run) -> None:

@@ -5,11 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys import ranking
 from recsys.batches import Histories
 from recsys.errors import DataError
 from recsys.metrics import case_metrics
-from recsys.ranking import NOT_RETURNED, FullRanking, Reranker, RetrieverScorer, allowed_scores, target_ranks, top_k
+from recsys.ranking import NOT_RETURNED, FullRanking, RetrieverScorer, allowed_scores, target_ranks, top_k
 
 NUM_ITEMS = 6
 SCORES = st.lists(st.integers(-2, 2), min_size=NUM_ITEMS, max_size=NUM_ITEMS)
@@ -124,44 +123,3 @@ def test_a_batch_without_any_history_is_never_encoded() -> None:
     items = torch.zeros(2, 1, dtype=torch.int64)
     batch = Histories(items, items, torch.zeros(2, dtype=torch.int32))
     assert scorer.scores(batch).tolist() == [[0, 1, 2, 3, 4]] * 2
-
-
-class ByLastItem:
-    """A ranker that likes the items before the last one of the history, the nearest best; it reads two events."""
-
-    max_len = 2
-
-    def score(self, batch: Histories, candidates: torch.Tensor) -> torch.Tensor:
-        """Of what it was given."""
-        assert batch.items.shape[1] <= 2
-        last = batch.items.gather(1, (batch.lengths.long() - 1)[:, None])
-        return -((last - candidates) % 7).float()
-
-
-@pytest.mark.parametrize("at_once", [1, 1 << 21])
-def test_a_second_stage_orders_what_the_first_found(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of six items three are candidates; excluded ones are none, even where they leave fewer than three."""
-    monkeypatch.setattr(ranking, "PAIRS_AT_ONCE", at_once)
-    scores = allowed_scores(table([[1, 9, 2, 8, 3, 7], [1, 9, 2, 8, 3, 7], [5, 4, 0, 0, 0, 0]]), None)
-    scores[1, [2, 4]] = -torch.inf
-    scores[2, 3:] = -torch.inf
-    histories = Histories(
-        items=torch.tensor([[1, 6, 5], [3, 4, 0], [2, 0, 0]]),
-        timestamps=torch.zeros((3, 3), dtype=torch.int64),
-        lengths=torch.tensor([3, 2, 1]),
-    )
-    after = Reranker(ByLastItem(), 3, torch.zeros(7)).reordered(histories, scores)
-    assert after[:, 0].tolist() == [-torch.inf] * 3
-    assert top_k(after, 4).items.tolist() == [[4, 2, 6, 0], [3, 6, 5, 0], [2, 1, 0, 0]]
-    assert target_ranks(after, torch.tensor([2, 5, 3])).tolist() == [2, 3, NOT_RETURNED]
-    assert target_ranks(after, torch.tensor([1, 1, 1])).tolist() == [NOT_RETURNED, NOT_RETURNED, 2]
-
-
-def test_how_often_items_were_negatives_goes_back_into_their_scores() -> None:
-    scores = allowed_scores(table([[1, 9, 2, 8, 3, 7]]), None)
-    histories = Histories(torch.tensor([[5]]), torch.zeros((1, 1), dtype=torch.int64), torch.tensor([1]))
-    log_share = torch.tensor([0.0, 5, 2.5, 0, 0, 0, 0])
-    assert top_k(Reranker(ByLastItem(), 3, torch.zeros(7)).reordered(histories, scores), 3).items.tolist() == [
-        [4, 2, 6]
-    ]
-    assert top_k(Reranker(ByLastItem(), 3, log_share).reordered(histories, scores), 3).items.tolist() == [[2, 4, 6]]
