@@ -274,16 +274,16 @@ class DARE(nn.Module):
         """Training events of each item row, [V]: negatives are drawn as often."""
         self.drawn_from = PopularNegatives(counts)
 
-    def learn_retriever(self, retriever: PrefixEncoder) -> None:
-        """In place of popular items, those that the retriever would answer."""
-        self.drawn_from = RetrieverNegatives(retriever)
+    def learn_retriever(self, retriever: PrefixEncoder, repeats: bool) -> None:
+        """In place of popular items, those that the retriever would answer; with `repeats` known ones too."""
+        self.drawn_from = RetrieverNegatives(retriever, repeats)
 
     def learn_categories(self, categories: Int[Tensor, " V"]) -> None:
         """Category of each item row, 0 where it has none."""
         self.category_of.copy_(categories)
 
     def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:
-        """Some events of each window as clicks, and for each other items, none that the window holds before it."""
+        """Some events of each window as clicks, and other items beside each."""
         if self.drawn_from is None:
             raise RuntimeError("negatives by popularity need learn_popularity() before the first batch")
         batch = next_item_batch(windows)

@@ -155,7 +155,7 @@ def learn_from_data(model: Any, plan: Plan, reporter: Reporter) -> None:
     if plan.model.ranks:
         model.learn_categories(torch.from_numpy(item_categories(plan.prepared.items, plan.model.values.category)))
     if plan.retriever is not None:
-        model.learn_retriever(run_model(plan.retriever, plan.prepared)[1])
+        model.learn_retriever(run_model(plan.retriever, plan.prepared)[1], repeats=plan.prepared.seen == "keep")
     if plan.encoder is not None:
         reader: TextReader = model
         with make_accelerator(plan.training).main_process_first():  # the others find its vectors in the store

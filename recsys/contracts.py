@@ -257,8 +257,11 @@ class TrainableRanker(Ranker, Trainable, Protocol):
         """Called once before training: the category of each item row, 0 where it has none."""
         ...
 
-    def learn_retriever(self, retriever: PrefixEncoder) -> None:
-        """Called before training that is to correct a retriever: negatives are what it would answer."""
+    def learn_retriever(self, retriever: PrefixEncoder, repeats: bool) -> None:
+        """Called before training that is to correct a retriever: negatives are what it would answer.
+
+        `repeats`: whether that may be items of the history.
+        """
         ...
 
 

@@ -17,22 +17,23 @@ SCORES_AT_ONCE = 1 << 22
 
 
 class RetrieverNegatives:
-    """Items that a causal retriever would answer at a place of a history, none that the user knew by then.
+    """Items that a causal retriever would answer at a place of a history, but for what comes there.
 
-    Of times it is told nothing, so it must be one that does not read them.
+    With `repeats` false none that the user knew by then either: negatives are what answers may hold, or a ranker would
+    learn to tell what is known from what is new. Of times the retriever is told nothing, so it must not read them.
     """
 
-    def __init__(self, retriever: PrefixEncoder) -> None:
-        self.retriever = retriever
+    def __init__(self, retriever: PrefixEncoder, repeats: bool) -> None:
+        self.retriever, self.repeats = retriever, repeats
         self.item_vectors = retriever.item_vectors().detach()
 
     @torch.no_grad()
     def draw(
         self, windows: Int[np.ndarray, "B L"], stops: Int[np.ndarray, "B P"], number: int, rng: np.random.Generator
     ) -> Int[np.ndarray, "B P M"]:
-        """`number` for each stop, not among the row's first `stops` events, of which the last is the target.
+        """`number` for each stop: the event before it is the target, the retriever answers after those before that.
 
-        The retriever answers after the events before the target. A user who knows all items gets known ones.
+        A user who knows all items gets known ones.
         """
         items = torch.from_numpy(windows)
         vectors = self._vectors(items, torch.from_numpy(stops) - 2).flatten(0, 1)
@@ -51,8 +52,9 @@ class RetrieverNegatives:
         chance: Float[Tensor, "N M"],
     ) -> Int[Tensor, "N M"]:
         scores = vectors @ self.item_vectors.T
-        known = items * (torch.arange(items.shape[1]) < ends[:, None])
-        scores.scatter_(1, known, torch.finfo(scores.dtype).min)
+        before = ends[:, None] - torch.arange(items.shape[1])
+        refused = items * ((before == 1) if self.repeats else (before > 0))
+        scores.scatter_(1, refused, torch.finfo(scores.dtype).min)
         scores[:, 0] = -torch.inf
         up_to = scores.softmax(dim=1, dtype=torch.float64).cumsum(dim=1)
         return torch.searchsorted(up_to, chance * up_to[:, -1:], right=True)

@@ -138,7 +138,7 @@ def test_it_learns_what_its_retriever_does_not_know(knows: bool) -> None:
     truth = torch.where(liked, np.log(8.0), 0.0).float()
     share = truth[1:].double().softmax(dim=0).numpy()
     model = ranker(embedding_dim=8, positives=8)
-    model.learn_retriever(Constant(truth if knows else torch.zeros(NUM_ITEMS + 1)))
+    model.learn_retriever(Constant(truth if knows else torch.zeros(NUM_ITEMS + 1)), repeats=True)
 
     def taken(step: int) -> list[list[int]]:
         rng = np.random.default_rng(step)
