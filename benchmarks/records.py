@@ -76,7 +76,7 @@ class Experiment:
     def earlier(self, model: str, role: str) -> tuple["Experiment", str]:
         """What a model takes from another in one of the roles of `EARLIER`: `MODEL` or `EXPERIMENT:MODEL`."""
         name, _, earlier = self.models[model][role].rpartition(":")
-        return next(entry for entry in read_experiments() if entry.name == (name or self.name)), earlier
+        return next(entry for entry in (self, *read_experiments()) if entry.name == (name or self.name)), earlier
 
 
 @dataclass(frozen=True)

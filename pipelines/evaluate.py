@@ -164,7 +164,7 @@ def evaluate_reranked(
     for run in runs:
         refuse_known_events(run, config.part)
         name, out = f"{run.name} over {retriever.name}", run.reranking(config.part, retriever.name)
-        stage = second_stage(run, retriever, prepared, config.num_candidates, config.rank_weight)
+        stage = second_stage(run, retriever, prepared, config.num_candidates, seen, config.rank_weight)
         stages = {"candidates": config.num_candidates, "retriever": str(retriever.folder), "ranker": str(run.folder)}
         inputs = [prepared.folder, retriever.folder, run.folder]
         reports[name] = rank_into(out, name, stage.scorer, prepared, settings | stages, reporter, stage, inputs)

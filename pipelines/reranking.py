@@ -13,7 +13,7 @@ from pipelines.loading import run_ranker, run_scorer
 from pipelines.validation import watched_cases
 from recsys.contracts import CatalogScorer
 from recsys.errors import ConfigError, DataError
-from recsys.prepared import Prepared
+from recsys.prepared import Prepared, SeenRule
 from recsys.reranking import Reranker
 from recsys.retrieved import Retrieved, best_weight
 from recsys.runs import Run
@@ -36,7 +36,7 @@ class SecondStage:
 
 
 def second_stage(
-    run: Run, retriever: Run, prepared: Prepared, candidates: int, weight: float | None = None
+    run: Run, retriever: Run, prepared: Prepared, candidates: int, seen: SeenRule, weight: float | None = None
 ) -> SecondStage:
     """A ranker's run over a retriever's; without a `weight` (inf: the ranker alone) the validation part decides."""
     check_pair(run, retriever)
@@ -50,7 +50,7 @@ def second_stage(
                 f"evaluate: {known.folder} was trained on the validation events, which can choose no weight then; give "
                 "--rank-weight as it was best for the runs that these are refits of."
             )
-    lists = Retrieved.of(scorer, prepared, watched_cases(prepared, WEIGHED_CASES), candidates)
+    lists = Retrieved.of(scorer, prepared, watched_cases(prepared, WEIGHED_CASES), candidates, seen)
     by_weight = lists.by_weight(lists.second_scores(reranker, prepared))
     return SecondStage(scorer, replace(reranker, weight=best_weight(by_weight)), by_weight)
 

@@ -71,7 +71,7 @@ def _click_figures(prepared: Prepared, trainer: Trainer, cases: pl.DataFrame) ->
 def _list_figures(
     retriever: CatalogScorer, prepared: Prepared, trainer: Trainer, cases: pl.DataFrame
 ) -> Callable[[], dict[str, float]]:
-    lists = Retrieved.of(retriever, prepared, cases, CANDIDATES)
+    lists = Retrieved.of(retriever, prepared, cases, CANDIDATES, prepared.seen)
     before, no_share = lists.ndcg(torch.zeros(lists.scores.shape), 0.0), torch.zeros(prepared.catalog.num_rows)
 
     def figures() -> dict[str, float]:

@@ -16,7 +16,7 @@ from recsys.batches import Histories
 from recsys.contracts import CatalogScorer
 from recsys.evaluation import allowed_scores_of_cases, batches_of_like_length
 from recsys.metrics import ndcg_at_k
-from recsys.prepared import Prepared
+from recsys.prepared import Prepared, SeenRule
 from recsys.ranking import NOT_RETURNED, top_k
 from recsys.reranking import Reranker, weighed
 from recsys.sequences import IntArray
@@ -43,9 +43,10 @@ class Retrieved:
         prepared: Prepared,
         cases: pl.DataFrame,
         candidates: int,
+        seen: SeenRule,
         device: torch.device | None = None,
     ) -> "Retrieved":
-        """Ranked by the rules of the prepared data."""
+        """The best `candidates` of all items that may be returned."""
         users, positions, targets = (
             cases[name].to_numpy().astype(np.int64) for name in ("user_idx", "position", "target")
         )
@@ -56,7 +57,7 @@ class Retrieved:
             prepared.store,
             cases,
             prepared.catalog.num_rows,
-            prepared.seen,
+            seen,
             device,
             retired=prepared.catalog.retired_rows,
         )

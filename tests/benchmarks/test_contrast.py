@@ -8,12 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 from builders import random_rows, write_dataset
-from training import trained
+from training import run_of, trained
 
 from benchmarks import contrast
 from benchmarks.contrast import AfterSteps, by_steps, histories, pooled, read_contrast, write_contrast
 from benchmarks.records import Judged, read_experiments
-from benchmarks.results import contrasts_with, pairs, run_folder
+from benchmarks.results import contrasts_with, judged_over, pairs, run_folder
 from benchmarks.results_page import contrast_lines
 from models.rearec import ReaRec
 from pipelines.evaluate import EvaluateConfig, evaluate
@@ -120,6 +120,25 @@ def test_runs_at_hand_are_those_that_were_ranked_to_the_end(
     assert list(pairs(EXPERIMENT, "rearec", tmp_path)) == [0], "the second seed has no variant"
     (run_folder(EXPERIMENT, tmp_path / "tiny", "rearec", 0) / "evaluation" / "test" / "cases.parquet").unlink()
     assert pairs(EXPERIMENT, "rearec", tmp_path) == {}, "ranking has begun, no more"
+
+
+def test_a_ranker_is_judged_by_the_lists_it_put_in_order(
+    runs: dict[int, tuple[Judged, Judged]], tmp_path: Path
+) -> None:
+    """Not by its clicks: base and variant are then the same cases."""
+    models = {"sasrec": {"model": "sasrec"}, "dare": {"model": "dare", "over": "sasrec", "against": "sasrec"}}
+    experiment = replace(EXPERIMENT, models=models)
+    base = run_folder(experiment, tmp_path / "tiny", "sasrec", 0)
+    shutil.copytree(runs[0][0].run.folder, base)
+    ranker = run_of(runs[0][0].run.prepared(), tmp_path / "dare", "dare", ("training.epochs=1", "model.max_len=6"))
+    shutil.copytree(ranker.folder, run_folder(experiment, tmp_path / "tiny", "dare", 0))
+    assert pairs(experiment, "dare", tmp_path) == {}
+    folder = run_folder(experiment, tmp_path / "tiny", "dare", 0)
+    evaluate(EvaluateConfig(runs=(folder,), rerank=base), Reporter(quiet=True))
+    ((judged_base, judged),) = pairs(experiment, "dare", tmp_path).values()
+    assert judged.evaluation == folder / "reranking" / "test" / base.name
+    assert judged_base.evaluation == base / "evaluation" / "test"
+    assert judged_over(experiment, tmp_path, "dare", 0) == base
 
 
 def test_a_variant_is_told_of_each_further_run_of_its_base() -> None:

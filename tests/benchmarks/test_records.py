@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks import records
-from benchmarks.records import Experiment, read_experiments, read_floors, read_record
+from benchmarks.records import EARLIER, Experiment, read_experiments, read_floors, read_record
 from benchmarks.results_page import page
 from models.registry import model_config, preset
 
@@ -17,6 +17,10 @@ MODELS = [(entry, model) for entry in EXPERIMENTS for model in entry.models]
 @pytest.mark.parametrize(("experiment", "model"), MODELS, ids=lambda part: getattr(part, "name", part))
 def test_every_model_of_every_experiment_can_be_built(experiment: Experiment, model: str) -> None:
     options = experiment.models[model]
+    for role in set(EARLIER) & options.keys():
+        other, earlier = experiment.earlier(model, role)
+        assert earlier in other.models
+    assert options.get("against", model) in experiment.models
     if "refit" in options:
         assert experiment.models[options["refit"]]["model"] == options["model"]
         return

@@ -103,7 +103,7 @@ def test_kept_lists_are_judged_as_full_ranking_judges(
     cases, num_rows = prepared.cases("validation"), prepared.catalog.num_rows
     scorer = ByNumber(num_rows)
     reranker = Reranker(ByLastItem(), 12, torch.linspace(0, 3, num_rows), weight)
-    lists = Retrieved.of(scorer, prepared, cases, 12)
+    lists = Retrieved.of(scorer, prepared, cases, 12, prepared.seen)
     ranked = rank_cases(scorer, prepared.store, cases, num_rows, prepared.seen, (10,), reranker=reranker)
     figure = lists.ndcg(lists.second_scores(reranker, prepared), weight)
     assert figure == pytest.approx(mean_metrics(ranked.cases, (10,))["ndcg@10"])
