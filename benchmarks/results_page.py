@@ -62,9 +62,26 @@ def experiment_section(experiment: Experiment) -> str | None:
     ]
     lines += [model_row(metrics, model, records) for model in experiment.models if (records := done(experiment, model))]
     lines += ["", *(f"- {line}" for line in experiment.remarks)]
+    lines += weight_lines(experiment)
     lines += contrast_lines(experiment)
     lines += cost_lines(experiment)
     return "\n".join([*lines, "", provenance(experiment)]).replace("\n\n\n", "\n\n")
+
+
+def weight_lines(experiment: Experiment) -> list[str]:
+    """How much each ranker adds to its retriever's scores, seed by seed."""
+    weights = {
+        model: [record["weight"] for record in done(experiment, model) if "weight" in record]
+        for model in experiment.models
+    }
+    named = [
+        f"{model} {'/'.join('alone' if weight is None else f'{weight:g}' for weight in found)}"
+        for model, found in weights.items()
+        if found
+    ]
+    if not named:
+        return []
+    return [f"- Weights that were best on the validation part (0: the retriever alone), by seed: {', '.join(named)}."]
 
 
 def contrast_lines(experiment: Experiment) -> list[str]:
