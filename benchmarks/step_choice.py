@@ -30,7 +30,6 @@ from benchmarks.step_rules import (
     halted,
     judged,
 )
-from recsys.memory import keep_freed_memory
 from recsys.metrics import FloatArray, IntArray, ndcg_at_k
 from recsys.runs import open_run
 from recsys.splits import Part
@@ -49,7 +48,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/step-choice"), help="where figures are kept")
     parser.add_argument("--out", type=Path, help="page to write (default: print it)")
     arguments = parser.parse_args()
-    keep_freed_memory()
     text = page([measured(open_run(folder), arguments.work) for folder in arguments.runs])
     if arguments.out is None:
         print(text)
@@ -67,8 +65,9 @@ def page(runs: Sequence[Measured]) -> str:
         "# Choosing among reasoning steps",
         "Written by `python -m benchmarks.step_choice`; do not edit. NDCG@10 by full ranking of the cases with "
         "a history, seeds pooled; 95 % intervals over users, each resampled with its cases of all seeds. Rules and "
-        "controls: `benchmarks/step_choice.py` and `benchmarks/step_rules.py`; what follows from the figures: "
-        f"[decisions/reasoning.md](decisions/reasoning.md). {day}.",
+        "controls: `benchmarks/step_choice.py` and `benchmarks/step_rules.py`; what steps cost in time: "
+        "[results.md](results.md); what follows from the figures: [decisions/reasoning.md](decisions/reasoning.md). "
+        f"{day}.",
         *(section(name, sorted(seeds, key=lambda entry: entry.run.name)) for name, seeds in models.items()),
     ]
     return "\n\n".join(parts) + "\n"
@@ -77,11 +76,13 @@ def page(runs: Sequence[Measured]) -> str:
 def section(name: str, seeds: Sequence[Measured]) -> str:
     """Fixed numbers of steps, the oracle beside its controls, and the rules, where there is a choice."""
     numbers = ", ".join(str(entry.run.config["seed"]) for entry in seeds)
+    settings, cases = seeds[0].run.config["model"], sum(len(entry.parts["test"]["users"]) for entry in seeds)
     reasons = len(seeds[0].figures("test").ranks) > 1
     return "\n".join([
         f"## {name}",
         "",
-        f"Seeds {numbers}; {sum(len(entry.parts['test']['users']) for entry in seeds)} test cases in all.",
+        f"Seeds {numbers}; {settings['num_items']} items; {cases} test cases in all.",
+        *(f"`{name}: {value}`" for name, value in settings.get("reasoning", {}).items()),
         "",
         *([*fixed_table(seeds), ""] if reasons else []),
         *oracle_table(seeds),

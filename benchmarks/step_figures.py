@@ -6,6 +6,7 @@ K steps, S = K + 1 answers, N cases with a history, V item rows, D width. A mode
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -159,20 +160,26 @@ class Maker:
 
     def ranks(self, cases: Cases, answers: Float[Tensor, "S N D"]) -> IntArray:
         """Of the targets, [S, N]."""
-        return np.stack([
-            np.concatenate([
-                target_ranks(cases.scores(one[part], self.items, part), torch.from_numpy(cases.targets[part])).numpy()
-                for part in slices(len(cases.users))
-            ])
-            for one in answers
-        ])
+        ranks = np.empty(answers.shape[:2], dtype=np.int64)
+        for step, part in product(range(len(answers)), slices(len(cases.users))):
+            scores = cases.scores(answers[step, part], self.items, part)
+            ranks[step, part] = target_ranks(scores, torch.from_numpy(cases.targets[part])).numpy()
+        return ranks
 
     def of_answers(self, cases: Cases, answers: Float[Tensor, "S N D"]) -> AnswerFigures:
-        """Ranks, and what the answers say of themselves."""
-        columns = [[self._figures(cases, one[part], part) for part in slices(len(cases.users))] for one in answers]
-        return AnswerFigures(**{
-            name: np.stack([np.concatenate([part[name] for part in parts]) for parts in columns]) for name in COLUMNS
-        })
+        """Ranks, and what the answers say of themselves.
+
+        Written in place: small results kept between large blocks that are freed would scatter over gigabytes.
+        """
+        held = {name: np.empty(answers.shape[:2]) for name in COLUMNS}
+        held |= {
+            "ranks": np.empty(answers.shape[:2], np.int64),
+            "best": np.empty((*answers.shape[:2], CUTOFF), np.int64),
+        }
+        for step, part in product(range(len(answers)), slices(len(cases.users))):
+            for name, values in self._figures(cases, answers[step, part], part).items():
+                held[name][step, part] = values
+        return AnswerFigures(**held)
 
     def _figures(self, cases: Cases, vectors: Float[Tensor, "B D"], part: slice) -> dict[str, np.ndarray]:
         scores = cases.scores(vectors, self.items, part)

@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Measured]:
     """Two seeds of a model that thinks and one of its base, evaluated and measured."""
     folder = tmp_path_factory.mktemp("choice")
     dataset = write_dataset(folder / "dataset", random_rows(1, 40, 25, 700))
-    prepared = prepare(PrepareConfig(dataset=dataset, out=folder / "prepared"))
+    prepared = prepare(PrepareConfig(dataset=dataset, out=folder / "prepared", seen="exclude"))
     names = ("rearec-0", "rearec-1", "sasrec-0")
     for name in names:
         model, seed = name.split("-")
@@ -141,7 +141,7 @@ def test_figures_of_answers_by_hand(runs: list[Measured]) -> None:
         for step in range(3):
             scores = (answers[step, case] @ maker.items.T).double().numpy()
             seen = maker.prepared.store.windows(cases.users[[case]], cases.positions[[case]], 1000).items[0]
-            scores[[0, *(seen if maker.prepared.seen == "exclude" else ())]] = -np.inf
+            scores[[0, *seen]] = -np.inf
             shares = np.exp(scores) / np.exp(scores).sum()
             order = np.argsort(-scores)
             assert figures.entropy[step, case] == pytest.approx(-sum(p * np.log(p) for p in shares if p), abs=1e-4)
@@ -191,7 +191,8 @@ def test_shares_of_the_oracles_gain(runs: list[Measured]) -> None:
 def test_a_page_has_a_section_for_each_model(runs: list[Measured]) -> None:
     text = page(runs)
     assert text.count("\n## ") == 2
-    assert "Seeds 0, 1;" in text
+    assert "Seeds 0, 1; 25 items; " in text
+    assert text.count("`objective: prl`") == 1
     fixed = np.mean([entry.figures("test").gains.mean(axis=1) for entry in runs[:2]], axis=0)
     assert "| test | " + " | ".join(f"{value:.4f}" for value in fixed) + " |" in text
     assert text.count("| dropout |") == 2
