@@ -171,7 +171,7 @@ class Maker:
 
         Written in place: small results kept between large blocks that are freed would scatter over gigabytes.
         """
-        held = {name: np.empty(answers.shape[:2]) for name in COLUMNS}
+        held: dict[str, np.ndarray] = {name: np.empty(answers.shape[:2]) for name in COLUMNS}
         held |= {
             "ranks": np.empty(answers.shape[:2], np.int64),
             "best": np.empty((*answers.shape[:2], CUTOFF), np.int64),

@@ -124,14 +124,15 @@ def step_weights(
     def loss() -> Tensor:
         optimizer.zero_grad()
         total = torch.zeros(())
-        for part in torch.arange(len(target)).split(CASES_AT_ONCE):
+        for first in range(0, len(target), CASES_AT_ONCE):
+            part = slice(first, first + CASES_AT_ONCE)
             scores = torch.einsum("s,snd->nd", weights, answers[:, part]) @ items[1:].T
             value = F.cross_entropy(scores, target[part] - 1, reduction="sum") / len(target)
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]  # torch's own
             total += value.detach()
         return total
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]  # torch's own
     return weights.detach()
 
 
