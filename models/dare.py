@@ -188,6 +188,15 @@ class DARE(nn.Module):
         seen = Seen.before(batch.lengths[:, None], batch.timestamps, self.max_len, self.config.time_buckets)
         return self._answers(batch.items, candidates, seen).clicks
 
+    def explain(
+        self, batch: Histories, candidates: Int[Tensor, "B C"]
+    ) -> tuple[Lookup, Int[Tensor, "B C L"] | Float[Tensor, "B C L"]]:
+        """What both stages go by: scores of stage 2, and priorities of stage 1 (weights, if nothing is searched)."""
+        seen = Seen.before(batch.lengths[:, None], batch.timestamps, self.max_len, self.config.time_buckets)
+        lookup = self._lookup(batch.items, candidates, seen)
+        priorities = self._attended(lookup, None).weights if self.search is None else self.search(lookup)
+        return lookup, priorities.expand(-1, candidates.shape[1], -1)
+
     def _answers(
         self, items: Int[Tensor, "B L"], candidates: Int[Tensor, "B C"], seen: Seen, auxiliary: bool = False
     ) -> Answers:
