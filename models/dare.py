@@ -239,10 +239,12 @@ class DARE(nn.Module):
             return self.unit(queries, keys, key.times(), seen)
         if self.config.method in {"mean", "sdim"}:
             return queries.new_zeros(len(queries), queries.shape[1], keys.shape[1])
-        scores = queries @ keys.mT / math.sqrt(keys.shape[2])
-        for now, table, rows in zip(query.times(), key.times(), seen.times(), strict=False):
-            scores = scores + (table @ now[0] / math.sqrt(key.tables.time_width))[rows]
-        return scores
+        by_row = [
+            table @ now[0] / math.sqrt(key.tables.time_width)
+            for now, table in zip(query.times(), key.times(), strict=True)
+        ]
+        of_times = torch.stack([part[rows] for part, rows in zip(by_row, seen.times(), strict=False)]).sum(dim=0)
+        return torch.baddbmm(of_times, queries / math.sqrt(keys.shape[2]), keys.mT)
 
     def _attended(self, lookup: Lookup, priorities: Tensor | None) -> Attended:
         """What stage 1 keeps, with the weights of stage 2."""
