@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 LENGTHS, CANDIDATES, WIDTH = (100, 1_000, 10_000, 100_000), 500, 128
 ITEMS, CATEGORIES = 20_000, 100
 NARROW = (32, 64)
-REPEATS, LONG_SECONDS = 9, 4.0
+REPEATS, LONG_SECONDS = 5, 2.0
 UNIT_SCORES = 1 << 20
 """Pairs of candidate and event that DIN's network takes at once: it makes 36 numbers of each."""
 
@@ -82,14 +82,14 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    memory = {
-        length: {case.name: peak_mib(question(case, length).score) for case in CASES} for length in arguments.lengths
+    first = {
+        length: {case.name: first_call(question(case, length).score) for case in CASES} for length in arguments.lengths
     }
     keep_freed_memory()
     figures = {
         "lengths": list(arguments.lengths),
-        "memory": by_case(memory),
-        **seconds(list(arguments.lengths)),
+        "memory": by_case({length: {name: each.mib for name, each in row.items()} for length, row in first.items()}),
+        **seconds({length: {name: each.seconds for name, each in row.items()} for length, row in first.items()}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git_commit(),
         "torch": torch.__version__,
@@ -120,13 +120,20 @@ def question(case: Case, length: int) -> Question:
     return Question(model.eval(), Histories(items, torch.zeros_like(items), torch.tensor([length])), candidates)
 
 
+class FirstCall(NamedTuple):
+    """What the process holds more at most while it works than before (Linux), and its processor time."""
+
+    mib: float
+    seconds: float
+
+
 @torch.no_grad()
-def peak_mib(work: Callable[[], Tensor]) -> float:
-    """How much more the process holds at most while it works than before (Linux)."""
+def first_call(work: Callable[[], Tensor]) -> FirstCall:
+    """Of fresh memory."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = held_mib("VmRSS")
-    work()
-    return max(0.0, held_mib("VmHWM") - before)
+    taken = processor_seconds(work)
+    return FirstCall(max(0.0, held_mib("VmHWM") - before), taken)
 
 
 def held_mib(kind: str) -> float:
@@ -137,27 +144,26 @@ def held_mib(kind: str) -> float:
 
 
 @torch.no_grad()
-def seconds(lengths: list[int]) -> dict[str, dict[str, list[float | None]]]:
-    """Medians of scoring and of the search alone, by method; what takes long is measured once."""
+def seconds(first: dict[int, dict[str, float]]) -> dict[str, dict[str, list[float | None]]]:
+    """Medians of scoring and of the search alone, by method; what took long the first time is not measured again."""
     score: dict[int, dict[str, float]] = {}
     search: dict[int, dict[str, float]] = {}
-    for length in lengths:
+    for length, known in first.items():
         questions = {case.name: question(case, length) for case in CASES}
         works = {name: each.score for name, each in questions.items()}
         searches = {name: each.search for name, each in questions.items() if each.searches}
-        score[length], search[length] = in_turn(works), in_turn(searches)
+        score[length], search[length] = in_turn(works, known), in_turn(searches, {})
     return {"score": by_case(score), "search": by_case(search)}
 
 
-def in_turn(works: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
-    """Median processor seconds of each; the first round warms up, and is all there is for what takes long."""
-    first = {name: processor_seconds(work) for name, work in works.items()}
-    taken: dict[str, list[float]] = {name: [] for name in works}
+def in_turn(works: dict[str, Callable[[], Tensor]], known: dict[str, float]) -> dict[str, float]:
+    """Median processor seconds of each, or what is known of those that take long."""
+    long = {name: taken for name, taken in known.items() if taken >= LONG_SECONDS}
+    taken: dict[str, list[float]] = {name: [] for name in works if name not in long}
     for _ in range(REPEATS):
-        for name, work in works.items():
-            if first[name] < LONG_SECONDS:
-                taken[name].append(processor_seconds(work))
-    return {name: float(np.median(values or [first[name]])) for name, values in taken.items()}
+        for name, values in taken.items():
+            values.append(processor_seconds(works[name]))
+    return {name: float(np.median(values)) for name, values in taken.items()} | long
 
 
 def processor_seconds(work: Callable[[], Tensor]) -> float:
@@ -184,7 +190,7 @@ def page(figures: dict[str, dict[str, list[float | None]]]) -> str:
         "",
         "Written by `python -m benchmarks.ranking_cost`; do not edit. 500 candidates after the newest N events of one",
         "user, fields item, category and position of width 128 each, fresh weights, torch, one thread, float32, no",
-        "gradients. Processor time, methods in turn, median of nine (one, where an answer takes over four seconds).",
+        "gradients. Processor time, methods in turn, median of five (one, where an answer takes over two seconds).",
         "",
         *ratio_lines(figures, lengths),
         "![Milliseconds by length of history](ranking-cost.png)",

@@ -122,10 +122,10 @@ class SimHash(nn.Module):
     ) -> Float[Tensor, "B C L"]:
         """Share of the groups of `width` bits that are equal; its mean over projections is (1 - a / pi) ** width."""
         ours, theirs = (self.signatures(vectors, width).unbind(-1) for vectors in (queries, keys))
-        equal = queries.new_zeros(*queries.shape[:2], keys.shape[1])
+        equal = torch.zeros((*queries.shape[:2], keys.shape[1]), dtype=torch.int32, device=queries.device)
         for one, other in zip(ours, theirs, strict=True):
-            equal += one[:, :, None] == other[:, None]
-        return equal / len(ours)
+            equal += (one[:, :, None] == other[:, None]).to(torch.int32)
+        return equal.to(queries.dtype) / len(ours)
 
     @torch.no_grad()
     def signatures(self, vectors: Float[Tensor, "*N S"], width: int) -> Int[Tensor, "*N G"]:
