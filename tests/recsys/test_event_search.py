@@ -252,3 +252,18 @@ def test_equal_values_are_found_though_not_in_a_certain_order() -> None:
     found = top_places(values, 10)
     assert values.gather(2, found).tolist() == values.topk(10, dim=2).values.tolist()
     assert all(len(set(row)) == 10 for row in found.flatten(0, 1).tolist())
+
+
+def test_clusters_by_their_definition() -> None:
+    """Event by event: as many as are visible of the cluster, and only the newest of them stands."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 5, (3, 12), generator=generator) * 2**50
+    seen = Seen.before(torch.tensor([[12, 4, 0, 7]] * 3), torch.zeros_like(ids), 6, 0)
+    stands, log_sizes = clustered(ids, seen)
+    for row, candidate, event in seen.visible.nonzero().tolist():
+        alike = [
+            other for other in range(12) if ids[row, other] == ids[row, event] and seen.visible[row, candidate, other]
+        ]
+        assert log_sizes[row, candidate, event].item() == pytest.approx(np.log(len(alike)), abs=1e-6)
+        assert stands.visible[row, candidate, event].item() == (event == max(alike))
+    assert not (stands.visible & ~seen.visible).any()
