@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ def main() -> None:
         length: {case.name: first_call(question(case, length).score) for case in CASES} for length in arguments.lengths
     }
     keep_freed_memory()
-    figures = {
+    figures: dict[str, Any] = {
         "lengths": list(arguments.lengths),
         "memory": by_case({length: {name: each.mib for name, each in row.items()} for length, row in first.items()}),
         **seconds({length: {name: each.seconds for name, each in row.items()} for length, row in first.items()}),
@@ -178,9 +178,9 @@ def by_case(figures: dict[int, dict[str, float]]) -> dict[str, list[float | None
     return {case.name: [row.get(case.name) for row in figures.values()] for case in CASES}
 
 
-def page(figures: dict[str, dict[str, list[float | None]]]) -> str:
+def page(figures: dict[str, Any]) -> str:
     """Tables and provenance."""
-    lengths: list[int] = figures["lengths"]  # type: ignore[assignment]
+    lengths: list[int] = figures["lengths"]
     head = [
         "| method | " + " | ".join(f"N = {length:,}" for length in lengths) + " |",
         "|---" * (1 + len(lengths)) + "|",
@@ -222,12 +222,12 @@ def page(figures: dict[str, dict[str, list[float | None]]]) -> str:
     ])
 
 
-def ratio_lines(figures: dict[str, dict[str, list[float | None]]], lengths: list[int]) -> list[str]:
+def ratio_lines(figures: dict[str, Any], lengths: list[int]) -> list[str]:
     """Narrow attention beside TWIN."""
     lines = []
     for place, length in enumerate(lengths):
         ratios = [
-            f"{figures[part]['twin'][place] / figures[part][f'dare, attention {width}'][place]:.1f} x"  # type: ignore[operator]
+            f"{figures[part]['twin'][place] / figures[part][f'dare, attention {width}'][place]:.1f} x"
             for width in NARROW
             for part in ("search", "score")
         ]
@@ -252,7 +252,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def draw(path: Path, figures: dict[str, dict[str, list[float | None]]]) -> None:
+def draw(path: Path, figures: dict[str, Any]) -> None:
     """Time over length, both by powers of ten."""
     import matplotlib
 

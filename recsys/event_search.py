@@ -177,7 +177,7 @@ def top_places(values: Int[Tensor, "B C L"] | Float[Tensor, "B C L"], most: int)
     whole = values.shape[2] - values.shape[2] % BLOCK
     if whole <= 2 * BLOCK * most:
         return values.topk(most, dim=2).indices
-    blocks = values[:, :, :whole].unflatten(2, (-1, BLOCK))
+    blocks = values[:, :, :whole].reshape(*values.shape[:2], -1, BLOCK)
     best = blocks.amax(dim=3).topk(most, dim=2).indices
     inside = best[:, :, :, None] * BLOCK + torch.arange(BLOCK, device=values.device)
     rest = torch.arange(whole, values.shape[2], device=values.device).expand(*values.shape[:2], -1)
