@@ -161,7 +161,7 @@ def some(clicks: ClickCases, most: int) -> ClickCases:
 
 
 def describe(material: Material) -> dict[str, Any]:
-    """How much information there is, and how much with the clicks shuffled."""
+    """How much information there is, and how much chance alone gives."""
     counts, information = material.counts, material.counts.information()
     rows = counts.clicks + counts.others
     own = np.arange(len(rows))

@@ -47,15 +47,13 @@ def training_clicks(prepared: Prepared, most: int, seed: int = 0) -> ClickCases:
     return ClickCases.of(cases, prepared.store, events.item_counts())
 
 
-def count_categories(
-    prepared: Prepared, clicks: ClickCases, category_of: IntArray, length: int, labels: IntArray | None = None
-) -> CategoryCounts:
-    """Rows by categories and position; other `labels` than the clicks' own serve as a control."""
+def count_categories(prepared: Prepared, clicks: ClickCases, category_of: IntArray, length: int) -> CategoryCounts:
+    """Rows by categories and position."""
     shown = clicks.items.shape[1]
-    users, own, _ = clicks.flat(np.zeros(clicks.items.shape))
+    users, labels, _ = clicks.flat(np.zeros(clicks.items.shape))
     events = newest_categories(prepared.store, users, np.repeat(clicks.positions, shown), category_of, length)
     candidates = category_of[clicks.items.ravel()]
-    return CategoryCounts.of(candidates, own if labels is None else labels, events, int(category_of.max()) + 1)
+    return CategoryCounts.of(candidates, labels, events, int(category_of.max()) + 1)
 
 
 @dataclass(frozen=True)
