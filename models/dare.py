@@ -190,6 +190,15 @@ class DARE(nn.Module):
         seen = Seen.before(batch.lengths[:, None], batch.timestamps, self.max_len, self.config.time_buckets)
         return self._answers(batch.items, candidates, seen).clicks
 
+    def explain(
+        self, batch: Histories, candidates: Int[Tensor, "B C"]
+    ) -> tuple[Lookup, Int[Tensor, "B C L"] | Float[Tensor, "B C L"]]:
+        """What both stages go by: scores of stage 2, and priorities of stage 1 (weights, if nothing is searched)."""
+        seen = Seen.before(batch.lengths[:, None], batch.timestamps, self.max_len, self.config.time_buckets)
+        lookup = self._lookup(batch.items, candidates, seen)
+        priorities = self._attended(lookup, None).weights if self.search is None else self.search(lookup)
+        return lookup, priorities.expand(-1, candidates.shape[1], -1)
+
     def _answers(
         self, items: Int[Tensor, "B L"], candidates: Int[Tensor, "B C"], seen: Seen, auxiliary: bool = False
     ) -> Answers:
@@ -232,10 +241,12 @@ class DARE(nn.Module):
             return self.unit(queries, keys, key.times(), seen)
         if self.config.method in {"mean", "sdim"}:
             return queries.new_zeros(len(queries), queries.shape[1], keys.shape[1])
-        scores = queries @ keys.mT / math.sqrt(keys.shape[2])
-        for now, table, rows in zip(query.times(), key.times(), seen.times(), strict=False):
-            scores = scores + (table @ now[0] / math.sqrt(key.tables.time_width))[rows]
-        return scores
+        by_row = [
+            table @ now[0] / math.sqrt(key.tables.time_width)
+            for now, table in zip(query.times(), key.times(), strict=True)
+        ]
+        of_times = torch.stack([part[rows] for part, rows in zip(by_row, seen.times(), strict=False)]).sum(dim=0)
+        return torch.baddbmm(of_times, queries / math.sqrt(keys.shape[2]), keys.mT)
 
     def _attended(self, lookup: Lookup, priorities: Tensor | None) -> Attended:
         """What stage 1 keeps, with the weights of stage 2."""

@@ -131,8 +131,7 @@ class Attended:
     def pooled(self, semantic: Float[Tensor, "B L S"], times: list[Tensor], seen: Seen) -> Float[Tensor, "B C V"]:
         """Weighted sum of the events' vectors."""
         sums = [self._pooled_rows(semantic)]
-        for table, rows in zip(times, seen.times(), strict=False):
-            sums.append(self._by_row(rows, len(table)) @ table)
+        sums += [self._pooled_times(table, rows) for table, rows in zip(times, seen.times(), strict=False)]
         return torch.cat(sums, dim=-1)
 
     def _pooled_rows(self, rows: Float[Tensor, "B L S"]) -> Float[Tensor, "B C S"]:
@@ -142,10 +141,18 @@ class Attended:
         picked = F.embedding(self.places + first[:, None, None], rows.flatten(0, 1))
         return (self.weights[:, :, None] @ picked).squeeze(2)
 
-    def _by_row(self, rows: Int[Tensor, "B _ L"], num_rows: int) -> Float[Tensor, "B C R"]:
-        """The weights summed by row of a time table, so that no event's time vector is ever made."""
-        rows = rows.expand(-1, self.weights.shape[1], -1)
-        rows = rows if self.places is None else rows.gather(2, self.places)
+    def _pooled_times(self, table: Float[Tensor, "R E"], rows: Int[Tensor, "B _ L"]) -> Float[Tensor, "B C E"]:
+        """Weights summed by row of a time table; of a table longer than what is looked up, the vectors of its rows."""
+        if self.places is None:
+            if rows.shape[1] == 1 and rows.shape[2] <= len(table):
+                return self.weights @ F.embedding(rows[:, 0], table)
+            return self._by_row(rows.expand(-1, self.weights.shape[1], -1), len(table)) @ table
+        rows = rows.expand(-1, self.weights.shape[1], -1).gather(2, self.places)
+        if len(table) > rows.shape[2] * table.shape[1]:
+            return (self.weights[:, :, None] @ F.embedding(rows, table)).squeeze(2)
+        return self._by_row(rows, len(table)) @ table
+
+    def _by_row(self, rows: Int[Tensor, "B C K"], num_rows: int) -> Float[Tensor, "B C R"]:
         return self.weights.new_zeros(*self.weights.shape[:2], num_rows).scatter_add(2, rows, self.weights)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from recsys.event_fields import Seen
 
+BLOCK = 64
 PRIME = 2_147_483_647
 ITEM_FACTOR, POSITION_FACTOR = 1_103_515_245, 747_796_405
 """Odd numbers of generators in common use: items and positions that are near give priorities far apart."""
@@ -49,7 +50,8 @@ class CategorySearch(nn.Module):
 
     def forward(self, lookup: Lookup) -> Int[Tensor, "B C L"]:
         same = lookup.categories[:, None] == lookup.candidate_categories[:, :, None]
-        return same * (lookup.items.shape[1] + 1) + recency(lookup.seen)
+        newest = recency(lookup.seen).int()
+        return torch.where(same, newest + lookup.items.shape[1] + 1, newest)
 
 
 class ProductSearch(nn.Module):
@@ -73,7 +75,7 @@ class HashSearch(nn.Module):
 
     def forward(self, lookup: Lookup) -> Int[Tensor, "B C L"]:
         agreeing = self.hash.agreement(lookup.queries, lookup.keys)
-        return agreeing * (lookup.items.shape[1] + 1) + recency(lookup.seen)
+        return torch.add(recency(lookup.seen).int(), agreeing, alpha=lookup.items.shape[1] + 1)
 
 
 class LatestSearch(nn.Module):
@@ -111,17 +113,19 @@ class SimHash(nn.Module):
     def agreement(self, queries: Float[Tensor, "B C S"], keys: Float[Tensor, "B L S"]) -> Int[Tensor, "B C L"]:
         """Bits in common: with signs for bits, (H + inner product) / 2."""
         signs, others = (2 * self(vectors).float() - 1 for vectors in (queries, keys))
-        bits = self.projections.shape[1]
-        return ((bits + (signs @ others.mT).round()) / 2).long()
+        halves = queries.new_full((1,), self.projections.shape[1] / 2)
+        return torch.baddbmm(halves, signs / 2, others.mT).round_().int()
 
     @torch.no_grad()
     def collisions(
         self, queries: Float[Tensor, "B C S"], keys: Float[Tensor, "B L S"], width: int
     ) -> Float[Tensor, "B C L"]:
         """Share of the groups of `width` bits that are equal; its mean over projections is (1 - a / pi) ** width."""
-        ours, theirs = (self.signatures(vectors, width) for vectors in (queries, keys))
-        equal = ours[:, :, None] == theirs[:, None]
-        return equal.to(queries.dtype).mean(dim=-1)
+        ours, theirs = (self.signatures(vectors, width).unbind(-1) for vectors in (queries, keys))
+        equal = torch.zeros((*queries.shape[:2], keys.shape[1]), dtype=torch.int32, device=queries.device)
+        for one, other in zip(ours, theirs, strict=True):
+            equal += (one[:, :, None] == other[:, None]).to(torch.int32)
+        return equal.to(queries.dtype) / len(ours)
 
     @torch.no_grad()
     def signatures(self, vectors: Float[Tensor, "*N S"], width: int) -> Int[Tensor, "*N G"]:
@@ -135,12 +139,13 @@ def clustered(clusters: Int[Tensor, "B L"], seen: Seen) -> tuple[Seen, Float[Ten
 
     With that added to scores, a cluster weighs as much as its events would, were they all like the one that stands.
     """
-    same = (clusters[:, :, None] == clusters[:, None]).to(torch.float32)
-    visible = seen.visible.to(torch.float32)
-    sizes = visible @ same
-    newer = visible @ same.tril(-1)  # [n, m]: n after m
-    stands = seen.visible & (newer == 0)
-    return replace(seen, visible=stands), sizes.clamp(min=1).log()
+    ordered, order = clusters.sort(dim=1)
+    first = torch.cat([torch.zeros_like(clusters[:, :1]), (ordered[:, 1:] != ordered[:, :-1]).long()], dim=1)
+    ids = torch.zeros_like(clusters).scatter(1, order, first.cumsum(dim=1))[:, None].expand(seen.visible.shape)
+    places = torch.where(seen.visible, torch.arange(ids.shape[2], device=ids.device), -1)
+    sizes = torch.zeros_like(places).scatter_add(2, ids, seen.visible.long()).gather(2, ids)
+    newest = torch.full_like(places, -1).scatter_reduce(2, ids, places, "amax").gather(2, ids)
+    return replace(seen, visible=seen.visible & (places == newest)), sizes.clamp(min=1).log()
 
 
 def recency(seen: Seen) -> Int[Tensor, "B _ L"]:
@@ -157,7 +162,24 @@ def kept(
 ) -> tuple[Int[Tensor, "B C K"], Bool[Tensor, "B C K"]]:
     """Places of the `most` first, for each of `columns` candidates, and which of them are visible at all."""
     info = torch.finfo if priorities.is_floating_point() else torch.iinfo
-    allowed = priorities.masked_fill(~visible, info(priorities.dtype).min)
-    places = allowed.topk(min(most, priorities.shape[2]), dim=2).indices
+    allowed = torch.where(visible, priorities, info(priorities.dtype).min)
+    places = top_places(allowed, min(most, priorities.shape[2]))
     valid = visible.expand(*allowed.shape).gather(2, places)
     return places.expand(-1, columns, -1), valid.expand(-1, columns, -1)
+
+
+def top_places(values: Int[Tensor, "B C L"] | Float[Tensor, "B C L"], most: int) -> Int[Tensor, "B C K"]:
+    """Places of the greatest values, greatest first.
+
+    Of many values only those blocks are sorted whose greatest are among the `most` greatest of any: the others have
+    nothing to give.
+    """
+    whole = values.shape[2] - values.shape[2] % BLOCK
+    if whole <= 2 * BLOCK * most:
+        return values.topk(most, dim=2).indices
+    blocks = values[:, :, :whole].reshape(*values.shape[:2], -1, BLOCK)
+    best = blocks.amax(dim=3).topk(most, dim=2).indices
+    inside = best[:, :, :, None] * BLOCK + torch.arange(BLOCK, device=values.device)
+    rest = torch.arange(whole, values.shape[2], device=values.device).expand(*values.shape[:2], -1)
+    places = torch.cat([inside.flatten(2), rest], dim=2)
+    return places.gather(2, values.gather(2, places).topk(most, dim=2).indices)

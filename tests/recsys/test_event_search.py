@@ -21,6 +21,7 @@ from recsys.event_search import (
     clustered,
     kept,
     recency,
+    top_places,
 )
 
 LENGTH = 9
@@ -232,3 +233,37 @@ def test_pooling_by_place_equals_pooling_all() -> None:
     ])
     assert_close(Attended(weights, places).pooled(semantic, [table], seen), by_hand)
     assert_close(Attended(dense).pooled(semantic, [table], seen), by_hand)
+
+
+@pytest.mark.parametrize("length", [1279, 2560 + 64, 4011])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.int64])
+def test_the_greatest_of_many_values_are_found_block_by_block(length: int, dtype: torch.dtype) -> None:
+    """In order, wherever they are; a lopsided row has them all in one block, another in the rest that is no block."""
+    generator = torch.Generator().manual_seed(length)
+    values = torch.stack([torch.randperm(length, generator=generator) for _ in range(3)])
+    values[1] = torch.arange(length)
+    values[2] = (torch.arange(length) - 700).abs().neg() * 2 + (torch.arange(length) > 700)
+    values = values[None].to(dtype)
+    assert top_places(values, 20).tolist() == values.topk(20, dim=2).indices.tolist()
+
+
+def test_equal_values_are_found_though_not_in_a_certain_order() -> None:
+    values = torch.randint(0, 3, (2, 3, 3000), generator=torch.Generator().manual_seed(0))
+    found = top_places(values, 10)
+    assert values.gather(2, found).tolist() == values.topk(10, dim=2).values.tolist()
+    assert all(len(set(row)) == 10 for row in found.flatten(0, 1).tolist())
+
+
+def test_clusters_by_their_definition() -> None:
+    """Event by event: as many as are visible of the cluster, and only the newest of them stands."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 5, (3, 12), generator=generator) * 2**50
+    seen = Seen.before(torch.tensor([[12, 4, 0, 7]] * 3), torch.zeros_like(ids), 6, 0)
+    stands, log_sizes = clustered(ids, seen)
+    for row, candidate, event in seen.visible.nonzero().tolist():
+        alike = [
+            other for other in range(12) if ids[row, other] == ids[row, event] and seen.visible[row, candidate, other]
+        ]
+        assert log_sizes[row, candidate, event].item() == pytest.approx(np.log(len(alike)), abs=1e-6)
+        assert stands.visible[row, candidate, event].item() == (event == max(alike))
+    assert not (stands.visible & ~seen.visible).any()
