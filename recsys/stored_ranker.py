@@ -14,9 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from recsys.errors import BundleError, ConfigError
+from recsys.graph_session import graph_session
 from recsys.index import FloatArray, RowArray
 
 RANKER_CARD, RANKER_GRAPH, RANKER_ARRAYS = "ranker.json", "ranker.onnx", "ranker.npz"
@@ -92,7 +92,7 @@ class StoredRanker:
         card = RankerCard(**json.loads((folder / RANKER_CARD).read_text(encoding="utf-8")))
         with np.load(folder / RANKER_ARRAYS) as stored:
             arrays = {name: stored[name] for name in ("keys", "place_scores", "log_share")}
-        ranker = cls(card=card, graph=_graph(folder / RANKER_GRAPH), **arrays)
+        ranker = cls(card=card, graph=graph_session(folder / RANKER_GRAPH), **arrays)
         _check_fit(ranker, folder)
         return ranker
 
@@ -140,17 +140,6 @@ class StoredRanker:
         }
         # a graph without a short branch does not ask for it
         return inputs | ({"latest": np.where(latest >= 0, latest, count - 1)} if self.card.recent else {})
-
-
-def _graph(path: Path) -> Session:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's own classes share no other base
-        reason = str(error).splitlines()[0]
-        raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); export the run again.") from None
 
 
 def save_ranker(
