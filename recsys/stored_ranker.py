@@ -22,7 +22,9 @@ from recsys.index import FloatArray, RowArray
 RANKER_CARD, RANKER_GRAPH, RANKER_ARRAYS = "ranker.json", "ranker.onnx", "ranker.npz"
 RANKER_FILES = (RANKER_CARD, RANKER_GRAPH, RANKER_ARRAYS)
 PAIRS_AT_ONCE = 1 << 20
-"""Candidates times places that are compared at a time: their scores stay in a core's own cache."""
+"""Candidates times places that are compared at a time: their scores stay near to the processor."""
+LEAST_AT_ONCE = 128
+"""Candidates at a time in any case, for the keys are laid out anew for each part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +121,8 @@ class StoredRanker:
     def logits(self, user: UserKeys, candidates: RowArray) -> FloatArray:
         """Of a click, [C]; at least one event, at most `max_len`, and candidates that are known rows."""
         inputs = self.inputs(user)
-        step = max(1, PAIRS_AT_ONCE // inputs["events"].size)
-        parts = [candidates[first : first + step] for first in range(0, len(candidates), step)]
-        logits = [self.graph.run(["logits"], {"candidates": part} | inputs)[0] for part in parts]
-        return np.concatenate(logits)
+        parts = in_parts(candidates, inputs["events"].size)
+        return np.concatenate([self.graph.run(["logits"], {"candidates": part} | inputs)[0] for part in parts])
 
     def inputs(self, user: UserKeys) -> dict[str, npt.NDArray[Any]]:
         """All that the graph is given beside candidates."""
@@ -140,6 +140,12 @@ class StoredRanker:
         }
         # a graph without a short branch does not ask for it
         return inputs | ({"latest": np.where(latest >= 0, latest, count - 1)} if self.card.recent else {})
+
+
+def in_parts(candidates: RowArray, places: int) -> list[RowArray]:
+    """Those that are compared with so many places at a time."""
+    step = max(LEAST_AT_ONCE, PAIRS_AT_ONCE // places)
+    return [candidates[first : first + step] for first in range(0, len(candidates), step)]
 
 
 def save_ranker(

@@ -98,7 +98,8 @@ def test_candidates_in_several_parts_are_those_in_one(monkeypatch: pytest.Monkey
     user = ranker_files.gathered(np.array([3, 1, 4, 1, 5, 9, 2, 6]))
     candidates = np.arange(1, NUM_ITEMS + 1)
     at_once = ranker_files.scores(user, candidates)
-    monkeypatch.setattr("recsys.stored_ranker.PAIRS_AT_ONCE", 3 * len(user.rows))
+    monkeypatch.setattr("recsys.stored_ranker.PAIRS_AT_ONCE", 7 * len(user.rows))
+    monkeypatch.setattr("recsys.stored_ranker.LEAST_AT_ONCE", 3)
     np.testing.assert_allclose(ranker_files.scores(user, candidates), at_once, rtol=1e-5, atol=1e-5)
 
 
