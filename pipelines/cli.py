@@ -384,17 +384,42 @@ def compare(
 def export(
     run: Annotated[Path, typer.Argument(help="Output of `recsys train`.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.", show_default=False)],
+    ranker: Annotated[
+        Path | None, typer.Option(help="Run of dare on the same data: a second stage, which ranks what RUN finds.")
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="How many items it ranks (with --ranker); 500 by default.", show_default=False)
+    ] = None,
+    rank_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Final score = RUN's + weight x ranker's (with --ranker), inf: the ranker's alone. By default what "
+            "`recsys evaluate RANKER --rerank RUN` found best.",
+            show_default=False,
+        ),
+    ] = None,
+    rank_from: Annotated[
+        int | None,
+        typer.Option(
+            help="Shorter histories, in events, keep RUN's order (with --ranker); 5 by default.", show_default=False
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write the bundle that serving reads: weights, ONNX encoder, exact index, catalogue, hashes of all.
 
-    Example: `recsys export runs/sasrec --out bundles/sasrec`
+    Examples: `recsys export runs/sasrec --out bundles/sasrec`,
+    `recsys export runs/sasrec --ranker runs/dare --out bundles/two-stages`
     """
     from pipelines.export import ExportConfig
     from pipelines.export import export as write
+    from pipelines.second_stage import RankingConfig
 
-    finish(out, write(ExportConfig(run=run, out=out, overwrite=overwrite)).manifest, as_json)
+    given = {"candidates": candidates, "weight": rank_weight, "shortest": rank_from}
+    ranking = RankingConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    config = ExportConfig(run=run, out=out, overwrite=overwrite, ranker=ranker, ranking=ranking)
+    finish(out, write(config).manifest, as_json)
 
 
 @app.command()

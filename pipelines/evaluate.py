@@ -16,7 +16,7 @@ from models.registry import FLOORS, is_ranker, model_config, preset
 from pipelines.click_evaluation import floor_clicks, ranker_clicks
 from pipelines.loading import fit_floor, floors_for, run_ranker, run_scorer
 from pipelines.reporter import Reporter
-from pipelines.reranking import SecondStage, second_stage
+from pipelines.reranking import TwoStages, two_stages
 from pipelines.validation import CANDIDATES
 from recsys import __version__
 from recsys.comparison import Difference, compare_cases
@@ -164,7 +164,7 @@ def evaluate_reranked(
     for run in runs:
         refuse_known_events(run, config.part)
         name, out = f"{run.name} over {retriever.name}", run.reranking(config.part, retriever.name)
-        stage = second_stage(run, retriever, prepared, config.num_candidates, seen, config.rank_weight)
+        stage = two_stages(run, retriever, prepared, config.num_candidates, seen, config.rank_weight)
         stages = {"candidates": config.num_candidates, "retriever": str(retriever.folder), "ranker": str(run.folder)}
         inputs = [prepared.folder, retriever.folder, run.folder]
         reports[name] = rank_into(out, name, stage.scorer, prepared, settings | stages, reporter, stage, inputs)
@@ -254,7 +254,7 @@ def rank_into(
     prepared: Prepared,
     settings: dict[str, Any],
     reporter: Reporter,
-    stage: SecondStage | None = None,
+    stage: TwoStages | None = None,
     inputs: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Ranks all cases of the part by `evaluation_settings`; writes `cases.parquet` and `report.json`."""

@@ -1,18 +1,17 @@
 """`recsys export`: a run becomes a bundle, checked against torch before it appears."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from models.registry import ModelConfig
 from pipelines.earlier_runs import earlier_run
 from pipelines.evaluate import HEADLINE
 from pipelines.loading import no_history, run_model, text_network
-from recsys.batches import Histories
+from pipelines.second_stage import RankingConfig, real_histories, second_stage, write_second_stage
 from recsys.bundle import TOKENIZER, Bundle, ModelCard, SentenceCard, open_bundle
 from recsys.contracts import TrainableRetriever
 from recsys.errors import ConfigError
@@ -22,16 +21,20 @@ from recsys.prepared import Prepared, SeenRule
 from recsys.runs import REPORT, Run, open_run
 from recsys.steps import writing_step
 
-CHECKED_HISTORIES = 64
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Settings of `recsys export`."""
+    """Settings of `recsys export`; `ranker` is the run of the second stage, if there is to be one, and how it ranks."""
 
     run: Path
     out: Path
     overwrite: bool = False
+    ranker: Path | None = None
+    ranking: RankingConfig = field(default_factory=RankingConfig)
+
+    def __post_init__(self) -> None:
+        if self.ranker is None and self.ranking != RankingConfig():
+            raise ConfigError("export: --candidates, --rank-weight and --rank-from say how to rank; name a --ranker.")
 
 
 def export(config: ExportConfig) -> Bundle:
@@ -67,9 +70,9 @@ def export(config: ExportConfig) -> Bundle:
         no_history=fallback.description,
         sentences=None if network is None else sentence_card(reader_config, prepared),
     )
-    with writing_step(
-        "export", config.out, config={"run": str(config.run)}, inputs=[config.run], overwrite=config.overwrite
-    ) as step:
+    second = None if config.ranker is None else second_stage(open_run(config.ranker), run, config.ranking)
+    inputs = [config.run] if config.ranker is None else [config.run, config.ranker]
+    with writing_step("export", config.out, config=settings(config), inputs=inputs, overwrite=config.overwrite) as step:
         metrics = evaluation_metrics(run, prepared.seen)
         write_bundle_files(
             step.folder, retriever, card, prepared.catalog, prepared.items, fallback.scores.numpy(), metrics, teacher
@@ -83,7 +86,15 @@ def export(config: ExportConfig) -> Bundle:
             "encoder_difference": difference,
             "mlflow_run_id": run.mlflow_run_id,
         })
+        if second is not None:
+            step.counts.update(write_second_stage(step.folder, second, run, prepared))
     return open_bundle(config.out)
+
+
+def settings(config: ExportConfig) -> dict[str, Any]:
+    """For the manifest."""
+    second = {} if config.ranker is None else {"ranker": str(config.ranker), **asdict(config.ranking)}
+    return {"run": str(config.run), **second}
 
 
 def sentence_card(model: ModelConfig, prepared: Prepared) -> SentenceCard:
@@ -104,10 +115,3 @@ def evaluation_metrics(run: Run, seen: SeenRule) -> dict[str, Any]:
     path = run.evaluation("test") / REPORT
     report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return metrics | ({"test": report} if report.get("seen") == seen else {})
-
-
-def real_histories(prepared: Prepared, max_len: int) -> Histories:
-    """Histories of as many lengths as there are, the shortest and the longest among them."""
-    order = np.argsort(prepared.store.lengths, kind="stable")
-    users = order[np.linspace(0, len(order) - 1, min(CHECKED_HISTORIES, len(order))).astype(np.int64)]
-    return Histories.from_windows(prepared.store.windows(users, prepared.store.lengths[users], max_len))

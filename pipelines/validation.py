@@ -72,12 +72,12 @@ def _list_figures(
     retriever: CatalogScorer, prepared: Prepared, trainer: Trainer, cases: pl.DataFrame
 ) -> Callable[[], dict[str, float]]:
     lists = Retrieved.of(retriever, prepared, cases, CANDIDATES, prepared.seen)
-    before, no_share = lists.ndcg(torch.zeros(lists.scores.shape), 0.0), torch.zeros(prepared.catalog.num_rows)
+    nothing, no_share = torch.zeros(lists.scores.shape), torch.zeros(prepared.catalog.num_rows)
 
     def figures() -> dict[str, float]:
-        reranker = Reranker(trainer.ranker, CANDIDATES, no_share.to(trainer.device))
+        reranker = Reranker(trainer.ranker, CANDIDATES, no_share.to(trainer.device), weight=1.0)
         second = lists.second_scores(reranker, prepared, trainer.device)
-        return {WATCHED: lists.ndcg(second, 1.0), f"retriever_{WATCHED}": before}
+        return {WATCHED: lists.ndcg(second, reranker), f"retriever_{WATCHED}": lists.ndcg(nothing, reranker)}
 
     return figures
 

@@ -20,9 +20,11 @@ catalog.parquet       item_id <-> item_idx
 items.parquet         what an answer may show of an item, in catalogue order
 no_history.npy        f32[V]: scores for users without history (recent popularity)
 metrics.json          what `recsys evaluate` measured, where it did
+ranker.*              of a bundle of two stages: the second one, see `recsys.stored_ranker`
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from recsys.index import FloatArray, ItemIndex
 from recsys.item_sentences import ItemSentences
 from recsys.prepared import SeenRule
 from recsys.steps import MANIFEST, read_manifest, sha256
+from recsys.stored_ranker import RANKER_FILES, StoredRanker
 
 ENCODER, STEP = "encoder.onnx", "step.onnx"
 SENTENCES, TOKENIZER = "sentences.npz", "tokenizer.json"
@@ -94,6 +97,7 @@ class Bundle:
     no_history: FloatArray
     sentences: ItemSentences | None
     features: FloatArray | None
+    ranker: StoredRanker | None
     metrics: dict[str, Any]
     manifest: dict[str, Any]
 
@@ -138,6 +142,7 @@ def open_bundle(folder: Path) -> Bundle:
         no_history=np.load(folder / "no_history.npy"),
         sentences=_load_sentences(folder) if card.get("sentences") and not over_features else None,
         features=np.load(folder / FEATURES) if over_features else None,
+        ranker=_load_ranker(folder, manifest["files"]),
         metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
         manifest=manifest,
     )
@@ -146,6 +151,16 @@ def open_bundle(folder: Path) -> Bundle:
 def save_sentences(path: Path, sentences: ItemSentences) -> None:
     """Writes the tokens that serving reads."""
     np.savez(path, ids=sentences.ids, kinds=sentences.kinds, starts=sentences.starts)
+
+
+def _load_ranker(folder: Path, files: Collection[str]) -> StoredRanker | None:
+    """The second stage, where there is one."""
+    present = [name for name in RANKER_FILES if name in files]
+    if not present:
+        return None
+    if missing := [name for name in RANKER_FILES if name not in present]:
+        raise BundleError(f"{folder}: lacks {', '.join(missing)} of its ranker; export the runs again.")
+    return StoredRanker.load(folder)
 
 
 def _load_sentences(folder: Path) -> ItemSentences:

@@ -43,10 +43,16 @@ class FieldTables(nn.Module):
         self, items: Int[Tensor, "B N"], categories: Int[Tensor, "B N"], maps: "FieldMaps | None" = None
     ) -> Float[Tensor, "B N S"]:
         """Item and category vectors side by side."""
+        return torch.cat(self.fields(items, categories, maps), dim=-1)
+
+    def fields(
+        self, items: Int[Tensor, "B N"], categories: Int[Tensor, "B N"], maps: "FieldMaps | None" = None
+    ) -> list[Float[Tensor, "B N E"]]:
+        """The same, one by one."""
         parts = [_mapped(self.items(items), maps, "items")]
         if self.categories is not None:
             parts.append(_mapped(self.categories(categories), maps, "categories"))
-        return torch.cat(parts, dim=-1)
+        return parts
 
     def times(self, maps: "FieldMaps | None" = None) -> list[Float[Tensor, "_ E"]]:
         """Whole tables of the time fields, that of positions first: they are small, and few of their rows differ."""
@@ -77,6 +83,10 @@ class Role:
     def semantic(self, items: Int[Tensor, "B N"], categories: Int[Tensor, "B N"]) -> Float[Tensor, "B N S"]:
         """Semantic parts of events or candidates."""
         return self.tables.semantic(items, categories, self.maps)
+
+    def fields(self, items: Int[Tensor, "B N"], categories: Int[Tensor, "B N"]) -> list[Float[Tensor, "B N E"]]:
+        """The same, field by field."""
+        return self.tables.fields(items, categories, self.maps)
 
     def times(self) -> list[Float[Tensor, "_ E"]]:
         """Tables of the time parts."""

@@ -199,7 +199,7 @@ def export_item_reader(teacher: SentenceReader, student: Student, path: Path) ->
     graph = _ItemReader(teacher, student)
     rows = {0: torch.export.Dim("new", min=1, max=BATCH.max)}
     example = (teacher.tables.tokens[1:3], teacher.tables.kinds[1:3])
-    _write(graph, example, ["tokens", "kinds"], ["features", "vectors"], (rows, rows), path)
+    write_graph(graph, example, ["tokens", "kinds"], ["features", "vectors"], (rows, rows), path)
 
 
 def _with_features(model: TrainableRetriever, graph: nn.Module) -> nn.Module:
@@ -233,12 +233,13 @@ def _export(
     tables, rows = tables_of(model), {0: torch.export.Dim("rows", min=2, max=MOST_ROWS)}
     shapes = (*shapes, *[rows] * len(tables))
     given = (shapes,) if isinstance(graph, _OverFeatures) else shapes  # of `*inputs` as one
-    _write(graph, (*example, *tables.values()), [*inputs, *tables], outputs, given, path)
+    write_graph(graph, (*example, *tables.values()), [*inputs, *tables], outputs, given, path)
 
 
-def _write(
+def write_graph(
     graph: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], shapes: Any, path: Path
 ) -> None:
+    """Writes an ONNX graph; `shapes` names the dimensions that may differ from the example's."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals

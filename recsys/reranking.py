@@ -12,6 +12,8 @@ from recsys.ranking import top_k
 
 PAIRS_AT_ONCE = 1 << 21
 """Candidates times events that a ranker compares at a time."""
+SHORTEST = 5
+"""Events that a history should have for a ranker of long histories to be asked."""
 
 
 @dataclass(frozen=True)
@@ -20,21 +22,22 @@ class Reranker:
 
     A ranker that told clicks from negatives drawn with probability q has learned log p(item | user) / q(item), and
     among a retriever's items p alone is wanted. `log_share` [V] puts q back where it is popularity; where it is the
-    retriever's softmax, score + logit does it, and `log_share` is zero. Without events the retriever's order stays.
+    retriever's softmax, score + logit does it, and `log_share` is zero. Where it reads fewer than `shortest`
+    events the retriever's order stays.
     """
 
     ranker: Ranker
     candidates: int
     log_share: Float[Tensor, " V"]
     weight: float | None = None
+    shortest: int = SHORTEST
 
     @torch.no_grad()
     def reordered(self, histories: Histories, scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """New scores of the candidates, -inf elsewhere; in the first stage's `scores`, -inf is excluded."""
         best = top_k(scores, self.candidates)
-        both = weighed(best.scores, self.second_scores(histories, best.items), self.weight)
-        both = torch.where(histories.lengths[:, None] > 0, both, best.scores)
-        both = both.masked_fill(best.scores == -torch.inf, -torch.inf)
+        second = self.second_scores(histories, best.items)
+        both = self.weighed(best.scores, second, histories.lengths)
         return torch.full_like(scores, -torch.inf).scatter(1, best.items, both)
 
     @torch.no_grad()
@@ -46,7 +49,10 @@ class Reranker:
         logits = torch.cat([self.ranker.score(read.rows(part), items[part]) for part in parts])
         return logits.to(self.log_share.dtype) + self.log_share[items]
 
-
-def weighed(first: Float[Tensor, "B C"], second: Float[Tensor, "B C"], weight: float | None) -> Float[Tensor, "B C"]:
-    """What both stages say together; None: the second alone."""
-    return second if weight is None else first + weight * second
+    def weighed(
+        self, first: Float[Tensor, "B C"], second: Float[Tensor, "B C"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B C"]:
+        """What both stages say together after so many events; what the first excludes (-inf) stays excluded."""
+        both = second if self.weight is None else first + self.weight * second
+        asked = lengths.clamp(max=self.ranker.max_len) >= self.shortest
+        return torch.where(asked[:, None], both, first).masked_fill(first == -torch.inf, -torch.inf)

@@ -4,7 +4,7 @@ Dimensions: N cases, C candidates.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -18,7 +18,7 @@ from recsys.evaluation import allowed_scores_of_cases, batches_of_like_length
 from recsys.metrics import ndcg_at_k
 from recsys.prepared import Prepared, SeenRule
 from recsys.ranking import NOT_RETURNED, top_k
-from recsys.reranking import Reranker, weighed
+from recsys.reranking import Reranker
 from recsys.sequences import IntArray
 
 CASES_AT_ONCE = 64
@@ -75,16 +75,16 @@ class Retrieved:
             second[chosen] = reranker.second_scores(histories, self.items[chosen].to(device)).float().cpu()
         return second
 
-    def ndcg(self, second: Float[Tensor, "N C"], weight: float | None) -> float:
-        """Mean NDCG@10 of the lists in their new order; among equal scores the target comes last."""
-        both = weighed(self.scores, second, weight).masked_fill(self.scores == -torch.inf, -torch.inf)
+    def ndcg(self, second: Float[Tensor, "N C"], reranker: Reranker) -> float:
+        """Mean NDCG@10 of the lists as it orders them; among equal scores the target comes last."""
+        both = reranker.weighed(self.scores, second, torch.from_numpy(self.positions))
         own = both.masked_fill(~self.is_target, -torch.inf).amax(dim=1, keepdim=True)
         ranks = torch.where(own.squeeze(1) == -torch.inf, NOT_RETURNED, (both >= own).sum(dim=1))
         return float(ndcg_at_k(ranks.numpy(), CUTOFF).mean())
 
-    def by_weight(self, second: Float[Tensor, "N C"]) -> dict[float | None, float]:
+    def by_weight(self, second: Float[Tensor, "N C"], reranker: Reranker) -> dict[float | None, float]:
         """NDCG@10 by weight, of the ranker alone (None) too; weight 0 is the retriever's own order."""
-        return {weight: self.ndcg(second, weight) for weight in (*WEIGHTS, None)}
+        return {weight: self.ndcg(second, replace(reranker, weight=weight)) for weight in (*WEIGHTS, None)}
 
 
 def best_weight(by_weight: Mapping[float | None, float]) -> float | None:

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from recsys import __version__
+from recsys.bundle import Bundle
 from serving import messages
 from serving.metrics import Metrics
 from serving.new_items import NewItem
@@ -60,6 +61,7 @@ def recommend(
     _limit("history", len(history), settings.max_history)
     _limit("exclude", len(query.exclude), settings.max_history)
     _within_reason(query.reasoning_steps, service.recommender.most_steps)
+    _can_rank(query.rank, service.recommender.ranks)
     answer = service.recommender.recommend(
         RecommendQuery(
             history=history,
@@ -68,6 +70,7 @@ def recommend(
             exclude_seen=query.exclude_seen,
             exclude=query.exclude,
             reasoning_steps=query.reasoning_steps,
+            rank=query.rank is not False,
         )
     )
     metrics.answer(answer)
@@ -145,7 +148,7 @@ def ready(service: Loaded) -> messages.Health:
 @router.get("/metrics", response_class=Response)
 def metrics(metrics: Counted, service: Loaded) -> Response:
     """Counts and latencies for Prometheus."""
-    metrics.cache(service.recommender.cache_size())
+    metrics.caches(service.recommender.cache_size(), service.recommender.key_cache_size())
     return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -162,6 +165,7 @@ async def version(service: Loaded) -> messages.Version:
         max_len=bundle.card.max_len,
         seen=bundle.card.seen,
         reasoning_steps=service.recommender.most_steps,
+        ranker=_ranker(bundle),
         no_history=bundle.card.no_history,
         exported=bundle.manifest.get("created"),
         metrics=bundle.metrics,
@@ -179,9 +183,26 @@ def _recommendations(service: Service, answer: Answer, request_id: str) -> messa
         history_length=answer.history_length,
         history_used=answer.history_used,
         encoding=answer.encoding,
+        stages=answer.stages,
+        unranked=answer.unranked,
+        rank_events=answer.rank_events,
+        rank_keys=answer.rank_keys,
         milliseconds=messages.Milliseconds(**{
             stage: round(seconds * 1_000, 3) for stage, seconds in answer.seconds.items()
         }),
+    )
+
+
+def _ranker(bundle: Bundle) -> messages.RankerVersion | None:
+    if bundle.ranker is None:
+        return None
+    card = bundle.ranker.card
+    return messages.RankerVersion(
+        name=card.name,
+        candidates=card.candidates,
+        max_len=card.max_len,
+        shortest=card.shortest,
+        weight=card.weight,
     )
 
 
@@ -198,6 +219,13 @@ def _within_reason(steps: int | None, most: int) -> None:
     if steps is not None and steps > most:
         raise HTTPException(
             422, f"reasoning_steps: {steps} were asked for, and the model of this bundle takes at most {most}"
+        )
+
+
+def _can_rank(rank: bool | None, ranks: bool) -> None:
+    if rank and not ranks:
+        raise HTTPException(
+            422, "rank: this bundle holds no ranker; leave rank out, or serve one exported with --ranker"
         )
 
 

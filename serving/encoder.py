@@ -1,13 +1,13 @@
-"""Histories to vectors by ONNX Runtime: the one place that knows it."""
+"""Histories to vectors by ONNX Runtime."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 
 from recsys.errors import BundleError
+from recsys.graph_session import graph_session
 from recsys.index import FloatArray
 from recsys.sequences import IntArray
 
@@ -108,15 +108,3 @@ def _encoding(outputs: list[Any]) -> Encoding:
     """`answers` [S, 1, D] or `vectors` [1, D], then memory."""
     vectors, *memory = outputs
     return Encoding(vectors[:, 0] if vectors.ndim == 3 else vectors, tuple(memory))
-
-
-def graph_session(path: Path) -> onnxruntime.InferenceSession:
-    """A graph that computes in the caller's thread alone; a `BundleError` where it cannot be loaded."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's own classes share no other base
-        reason = str(error).splitlines()[0]
-        raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); export the run again.") from None

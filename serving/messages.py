@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from serving.encodings import Origin
-from serving.recommender import Source
+from serving.keys import KeyOrigin
+from serving.ranking import Unranked
+from serving.recommender import Source, Stage
 
 MAX_K = 200
 EARLIEST, LATEST = 10**14, 253_402_300_799_999_999
@@ -32,6 +34,10 @@ class RecommendRequest(Request):
     exclude: list[ItemId] = []
     reasoning_steps: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="null: as many as the model was trained with; at most reasoning_steps of /version"
+    )
+
+    rank: bool | None = Field(
+        default=None, description="whether the bundle's ranker orders what was found; null: where it has one"
     )
 
     @model_validator(mode="after")
@@ -130,6 +136,7 @@ class Milliseconds(BaseModel):
     state: float
     encode: float
     search: float
+    rank: float
 
 
 class Recommendations(BaseModel):
@@ -144,6 +151,10 @@ class Recommendations(BaseModel):
     history_length: int = Field(description="known events of the whole history")
     history_used: int = Field(description="the newest of them, which the model read")
     encoding: Origin | None = Field(description="of the history: cached, a step from a cached one, or made in full")
+    stages: list[Stage] = Field(description="those that ran")
+    unranked: Unranked | None = Field(description="why the bundle's ranker did not order the items, else null")
+    rank_events: int = Field(description="newest events of items it knows, which the ranker read")
+    rank_keys: KeyOrigin | None = Field(description="of these events: kept, appended to kept ones, or gathered anew")
     milliseconds: Milliseconds
 
 
@@ -171,6 +182,16 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+class RankerVersion(BaseModel):
+    """The second stage of a bundle."""
+
+    name: str
+    candidates: int = Field(description="items of the first stage that it orders")
+    max_len: int
+    shortest: int = Field(description="events of a history from which it ranks")
+    weight: float | None = Field(description="score = first stage's + weight x ranker's; null: the ranker's alone")
+
+
 class Version(BaseModel):
     """What runs here."""
 
@@ -182,6 +203,7 @@ class Version(BaseModel):
     max_len: int
     seen: str
     reasoning_steps: int
+    ranker: RankerVersion | None
     no_history: str
     exported: str | None
     metrics: dict[str, Any]

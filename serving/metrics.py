@@ -31,6 +31,17 @@ class Metrics:
         )
         self._cache_bytes = Gauge("recsys_encoding_cache_bytes", "Memory of kept encodings.", registry=self.registry)
         self._cache_entries = Gauge("recsys_encoding_cache_entries", "Encodings kept.", registry=self.registry)
+        self._rankings = Counter(
+            "recsys_rank_keys",
+            "Ranked answers by how the keys of their events came about.",
+            ["origin"],
+            registry=self.registry,
+        )
+        self._unranked = Counter(
+            "recsys_unranked", "Answers that the bundle's ranker left as they were.", ["reason"], registry=self.registry
+        )
+        self._key_bytes = Gauge("recsys_key_cache_bytes", "Memory of users' kept keys.", registry=self.registry)
+        self._key_entries = Gauge("recsys_key_cache_entries", "Users whose keys are kept.", registry=self.registry)
         self._unknown = Counter(
             "recsys_unknown_items", "Ids that the catalogue does not know.", ["route"], registry=self.registry
         )
@@ -55,6 +66,10 @@ class Metrics:
             self._fallbacks.inc()
         if answer.encoding is not None:
             self._encodings.labels(answer.encoding).inc()
+        if answer.rank_keys is not None:
+            self._rankings.labels(answer.rank_keys).inc()
+        if answer.unranked is not None:
+            self._unranked.labels(answer.unranked).inc()
         self._unknown.labels("recommend").inc(len(answer.unknown_items))
 
     def events(self, outcomes: Mapping[str, int], unknown: int) -> None:
@@ -63,10 +78,12 @@ class Metrics:
             self._events.labels(outcome).inc(count)
         self._unknown.labels("events").inc(unknown)
 
-    def cache(self, size: CacheSize) -> None:
-        """What the cache of encodings holds."""
-        self._cache_entries.set(size.entries)
-        self._cache_bytes.set(size.bytes)
+    def caches(self, encodings: CacheSize, keys: CacheSize) -> None:
+        """What is kept between requests."""
+        self._cache_entries.set(encodings.entries)
+        self._cache_bytes.set(encodings.bytes)
+        self._key_entries.set(keys.entries)
+        self._key_bytes.set(keys.bytes)
 
     def text(self) -> bytes:
         """All of it."""

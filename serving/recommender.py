@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -14,18 +14,22 @@ from recsys.errors import BundleError
 from recsys.index import FloatArray, ItemIndex, RowArray, use_one_thread
 from serving.encoder import Encoder
 from serving.encodings import CacheSize, Encodings, Origin
+from serving.keys import KeyOrigin
 from serving.new_items import NewVectors
+from serving.ranking import SecondStage, Unranked
 from serving.state import UserState
 
 Source = Literal["model", "no_history"]
-Stage = Literal["state", "encode", "search"]
+Stage = Literal["state", "encode", "search", "rank"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
     """Whose next items are asked for: the stored events of `user_id`, then `history`, oldest first.
 
-    `reasoning_steps`: None for as many as the model was trained with.
+    `reasoning_steps`: None for as many as the model was trained with. `rank`: whether the bundle's ranker, if it has
+    one, orders what was found.
     """
 
     history: Sequence[str] = ()
@@ -34,31 +38,58 @@ class Query:
     exclude_seen: bool | None = None
     exclude: Sequence[str] = ()
     reasoning_steps: int | None = None
+    rank: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """Best first; `history` is all that was read, `history_length` the known events in it.
 
-    `encoding`: how the model's vector came about, None where there was nothing to encode.
+    `encoding`: how the model's vector came about, None where there was nothing to encode. `rank_keys` and
+    `rank_events`: how the keys came about by which a ranker ordered the items, and of how many events, None and 0 where
+    none did; `unranked` is the reason, None for a bundle without a ranker.
     """
 
     rows: RowArray
     scores: FloatArray
     source: Source
     encoding: Origin | None
+    rank_keys: KeyOrigin | None
+    rank_events: int
+    unranked: Unranked | None
     history: Sequence[str]
     history_length: int
     history_used: int
     unknown_items: list[str]
     seconds: dict[Stage, float]
 
+    @property
+    def stages(self) -> list[Stage]:
+        """Those that ran, in order."""
+        return [stage for stage, seconds in self.seconds.items() if seconds]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Items, best first, and how they came to be so; see `Answer`."""
+
+    rows: RowArray
+    scores: FloatArray
+    encoding: Origin | None = None
+    rank_keys: KeyOrigin | None = None
+    rank_events: int = 0
+    unranked: Unranked | None = None
+
+    def best(self, k: int) -> "Found":
+        """The first `k`."""
+        return replace(self, rows=self.rows[:k], scores=self.scores[:k])
+
 
 @dataclass(frozen=True)
 class Stages:
     """Seconds spent in each stage; 0 where one was not needed."""
 
-    seconds: dict[Stage, float] = field(default_factory=lambda: {"state": 0.0, "encode": 0.0, "search": 0.0})
+    seconds: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @contextmanager
     def measured(self, stage: Stage) -> Iterator[None]:
@@ -72,12 +103,19 @@ class Recommender:
     """Answers queries from one bundle; safe to share between threads."""
 
     def __init__(
-        self, bundle: Bundle, encoder: Encoder, state: UserState, cache_bytes: int = 0, cache_seconds: float = 3600
+        self,
+        bundle: Bundle,
+        encoder: Encoder,
+        state: UserState,
+        cache_bytes: int = 0,
+        cache_seconds: float = 3600,
+        key_cache_bytes: int = 0,
     ) -> None:
         _check_fit(bundle, encoder)
         self._bundle = bundle
         self._state = state
         self._encodings = Encodings(encoder, cache_bytes, cache_seconds)
+        self._second = None if bundle.ranker is None else SecondStage(bundle.ranker, key_cache_bytes, cache_seconds)
         self.most_steps = encoder.most_steps
         self._item_rows = dict(bundle.catalog.rows)
         self._new = NewVectors(bundle.catalog.num_rows, np.zeros((0, bundle.index.width), dtype=np.float32))
@@ -88,6 +126,15 @@ class Recommender:
         """Of the encodings that are kept."""
         return self._encodings.size()
 
+    def key_cache_size(self) -> CacheSize:
+        """Of the keys that are kept for the ranker."""
+        return CacheSize(0, 0) if self._second is None else self._second.cache_size()
+
+    @property
+    def ranks(self) -> bool:
+        """Whether there is a second stage."""
+        return self._second is not None
+
     def recommend(self, query: Query) -> Answer:
         """The `k` best allowed items (fewer where fewer are left); never a retired one."""
         stages = Stages()
@@ -96,12 +143,15 @@ class Recommender:
         barred, unknown_barred = self.known(query.exclude)
         excluded = np.concatenate([self._bundle.catalog.retired_rows, barred, rows if self._hides_seen(query) else []])
         window = rows[-self._bundle.card.max_len :]
-        found, scores, origin = self._ranking(window, query, excluded.astype(np.int64), stages)
+        found = self._found(rows, query, excluded.astype(np.int64), stages)
         return Answer(
-            rows=found,
-            scores=scores,
+            rows=found.rows,
+            scores=found.scores,
             source="model" if len(window) else "no_history",
-            encoding=origin,
+            encoding=found.encoding,
+            rank_keys=found.rank_keys,
+            rank_events=found.rank_events,
+            unranked=found.unranked,
             history=history,
             history_length=len(rows),
             history_used=len(window),
@@ -154,20 +204,34 @@ class Recommender:
     def _hides_seen(self, query: Query) -> bool:
         return self._bundle.card.seen == "exclude" if query.exclude_seen is None else query.exclude_seen
 
-    def _ranking(
-        self, window: RowArray, query: Query, excluded: RowArray, stages: Stages
-    ) -> tuple[RowArray, FloatArray, Origin | None]:
+    def _found(self, history: RowArray, query: Query, excluded: RowArray, stages: Stages) -> Found:
+        """What the stages make of the known events of the whole history."""
+        if self._second is None:
+            return self._retrieved(history, query, query.k, excluded, stages)
+        events = self._second.read(history)
+        if not query.rank or events is None:
+            found = self._retrieved(history, query, query.k, excluded, stages)
+            return replace(found, unranked="short history" if query.rank else "not asked")
+        found = self._retrieved(history, query, max(query.k, self._second.candidates), excluded, stages)
+        with stages.measured("rank"):
+            ranked = self._second.ranked(query.user_id, events, found.rows, found.scores)
+        if ranked is None:
+            return replace(found, unranked="only new items").best(query.k)
+        return Found(ranked.rows, ranked.scores, found.encoding, ranked.keys, ranked.events).best(query.k)
+
+    def _retrieved(self, history: RowArray, query: Query, k: int, excluded: RowArray, stages: Stages) -> Found:
+        """The first stage: the `k` best by inner product, or by popularity where nothing is known."""
+        window = history[-self._bundle.card.max_len :]
         if not len(window):
             with stages.measured("search"):
-                rows = self.popular(query.k, excluded)
-                return rows, self._bundle.no_history[rows], None
+                rows = self.popular(k, excluded)
+                return Found(rows, self._bundle.no_history[rows])
         with stages.measured("encode"):
             encoding, origin = self._encodings.of(window)
         with stages.measured("search"):
             use_one_thread()
             vector = encoding.vector(query.reasoning_steps)
-            found, scores = _search(self._bundle.index, self._new, vector, query.k, excluded)
-        return found, scores, origin
+            return Found(*_search(self._bundle.index, self._new, vector, k, excluded), origin)
 
 
 def _search(
@@ -207,6 +271,8 @@ def _check_fit(bundle: Bundle, encoder: Encoder) -> None:
         and len(bundle.sentences.ids) != num_items + 1,
         "features.npy has other rows than the catalogue": bundle.features is not None
         and len(bundle.features) != num_items + 1,
+        "ranker.npz has other rows than the catalogue": bundle.ranker is not None
+        and bundle.ranker.num_rows != num_items + 1,
         "encoder.onnx gives vectors that are not finite": not np.isfinite(vector).all(),
     }
     if found := [complaint for complaint, holds in complaints.items() if holds]:

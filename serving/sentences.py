@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from recsys.bundle import Bundle, SentenceCard
 from recsys.errors import BundleError
+from recsys.graph_session import graph_session
 from recsys.index import FloatArray
 from recsys.item_sentences import Attributes, ItemSentences, attributes_of, item_sentences
-from serving.encoder import Encoder, ItemInputs, graph_session
+from serving.encoder import Encoder, ItemInputs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

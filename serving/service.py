@@ -47,7 +47,12 @@ class Service:
             store = ItemStore(settings.state)
             opened.callback(store.close)
             recommender = Recommender(
-                bundle, encoder, state, settings.encoding_cache_bytes, settings.encoding_cache_seconds
+                bundle,
+                encoder,
+                state,
+                settings.encoding_cache_bytes,
+                settings.encoding_cache_seconds,
+                settings.key_cache_bytes,
             )
             recommender.recommend(Query(history=[bundle.catalog.item_ids[0]]))
             service = cls(

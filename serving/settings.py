@@ -22,7 +22,10 @@ class Settings(BaseSettings):
     max_items: int = Field(default=100, ge=1, description="items one request may add")
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1, description="size of a request's body")
     encoding_cache_bytes: int = Field(default=256 * 1024 * 1024, ge=0, description="memory for encodings; 0: keep none")
-    encoding_cache_seconds: float = Field(default=3600, gt=0, description="an encoding not used for so long is dropped")
+    encoding_cache_seconds: float = Field(
+        default=3600, gt=0, description="an encoding, or a user's keys, not used for so long are dropped"
+    )
+    key_cache_bytes: int = Field(default=256 * 1024 * 1024, ge=0, description="memory for users' keys; 0: keep none")
     threads: int = Field(default=4, ge=1, description="requests answered at the same time; the others wait")
 
 

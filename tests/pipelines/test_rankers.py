@@ -30,6 +30,7 @@ from recsys.batches import Histories
 from recsys.click_metrics import click_metrics
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared
+from recsys.reranking import SHORTEST
 from recsys.retrieved import WEIGHTS
 from recsys.runs import Run
 
@@ -164,7 +165,9 @@ def test_reranking_reorders_what_the_retriever_found(prepared: Prepared, ranker_
     everything = np.arange(1, 18)
     model = run_ranker(ranker_run, prepared)
     log_counts = torch.from_numpy(prepared.training_events().item_counts()[1:]).log()
-    for user, position, target, rank in kept.select("user_idx", "position", "target", "rank").iter_rows():
+    asked = kept.filter(pl.col("position") >= SHORTEST)
+    assert len(asked) > 10
+    for user, position, target, rank in asked.select("user_idx", "position", "target", "rank").iter_rows():
         window = prepared.store.windows(np.array([user]), np.array([position]), 6)
         candidates = pl.Series(everything).to_torch().long()[None]
         scores = model.score(Histories.from_windows(window), candidates)[0] + log_counts

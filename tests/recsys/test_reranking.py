@@ -1,5 +1,6 @@
 """The second stage against lists put in order by hand, and the weight that validation gives it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_second_stage_orders_what_the_first_found(at_once: int, monkeypatch: p
         timestamps=torch.zeros((3, 3), dtype=torch.int64),
         lengths=torch.tensor([3, 2, 1]),
     )
-    after = Reranker(ByLastItem(), 3, torch.zeros(7)).reordered(histories, scores)
+    after = Reranker(ByLastItem(), 3, torch.zeros(7), shortest=1).reordered(histories, scores)
     assert after[:, 0].tolist() == [-torch.inf] * 3
     assert top_k(after, 4).items.tolist() == [[4, 2, 6, 0], [3, 6, 5, 0], [2, 1, 0, 0]]
     assert target_ranks(after, torch.tensor([2, 5, 3])).tolist() == [2, 3, NOT_RETURNED]
@@ -68,11 +69,10 @@ def test_a_second_stage_orders_what_the_first_found(at_once: int, monkeypatch: p
 def test_how_often_items_were_negatives_goes_back_into_their_scores() -> None:
     scores = allowed_scores(table([[1, 9, 2, 8, 3, 7]]), None)
     histories = Histories(torch.tensor([[5]]), torch.zeros((1, 1), dtype=torch.int64), torch.tensor([1]))
-    log_share = torch.tensor([0.0, 5, 2.5, 0, 0, 0, 0])
-    assert top_k(Reranker(ByLastItem(), 3, torch.zeros(7)).reordered(histories, scores), 3).items.tolist() == [
-        [4, 2, 6]
-    ]
-    assert top_k(Reranker(ByLastItem(), 3, log_share).reordered(histories, scores), 3).items.tolist() == [[2, 4, 6]]
+    plain = Reranker(ByLastItem(), 3, torch.zeros(7), shortest=1)
+    assert top_k(plain.reordered(histories, scores), 3).items.tolist() == [[4, 2, 6]]
+    shared = replace(plain, log_share=torch.tensor([0.0, 5, 2.5, 0, 0, 0, 0]))
+    assert top_k(shared.reordered(histories, scores), 3).items.tolist() == [[2, 4, 6]]
 
 
 def test_a_weight_adds_the_second_stage_to_the_first() -> None:
@@ -80,32 +80,32 @@ def test_a_weight_adds_the_second_stage_to_the_first() -> None:
     scores = allowed_scores(table([[1, 9, 2, 8, 3, 7]]), None)
     histories = Histories(torch.tensor([[5]]), torch.zeros((1, 1), dtype=torch.int64), torch.tensor([1]))
     for weight, expected in ((0.0, [9.0, 8, 7]), (0.5, [7.5, 7.5, 4]), (2.0, [3.0, 6, -5])):
-        after = Reranker(ByLastItem(), 3, torch.zeros(7), weight).reordered(histories, scores)
+        after = Reranker(ByLastItem(), 3, torch.zeros(7), weight, shortest=1).reordered(histories, scores)
         assert after[0, [2, 4, 6]].tolist() == expected
 
 
-def test_without_events_the_retrievers_order_stays() -> None:
-    scores = allowed_scores(table([[1, 9, 2, 8, 3, 7]]), None)
-    nothing = Histories(
-        torch.zeros((1, 1), dtype=torch.int64), torch.zeros((1, 1), dtype=torch.int64), torch.tensor([0])
-    )
-    after = Reranker(ByLastItem(), 3, torch.zeros(7)).reordered(nothing, scores)
-    assert top_k(after, 3).items.tolist() == [[2, 4, 6]]
+def test_after_few_events_the_retrievers_order_stays() -> None:
+    scores = allowed_scores(table([[1, 9, 2, 8, 3, 7]] * 3), None)
+    events = torch.tensor([[0, 0, 0], [5, 0, 0], [1, 3, 5]])
+    histories = Histories(events, torch.zeros_like(events), torch.tensor([0, 1, 3]))
+    after = Reranker(ByLastItem(), 3, torch.zeros(7), shortest=2).reordered(histories, scores)
+    assert top_k(after, 3).items.tolist() == [[2, 4, 6], [2, 4, 6], [4, 2, 6]]
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.3, 2.0, None])
+@pytest.mark.parametrize(("weight", "shortest"), [(0.0, 1), (0.3, 1), (2.0, 2), (None, 1), (2.0, 5)])
 @pytest.mark.parametrize("at_once", [1, 64])
 def test_kept_lists_are_judged_as_full_ranking_judges(
-    tmp_path: Path, weight: float | None, at_once: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, weight: float | None, shortest: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The ranker reads two events, so one that wants five is never asked."""
     monkeypatch.setattr(retrieved, "CASES_AT_ONCE", at_once)
     prepared = tiny_prepared(tmp_path)
     cases, num_rows = prepared.cases("validation"), prepared.catalog.num_rows
     scorer = ByNumber(num_rows)
-    reranker = Reranker(ByLastItem(), 12, torch.linspace(0, 3, num_rows), weight)
+    reranker = Reranker(ByLastItem(), 12, torch.linspace(0, 3, num_rows), weight, shortest)
     lists = Retrieved.of(scorer, prepared, cases, 12, prepared.seen)
     ranked = rank_cases(scorer, prepared.store, cases, num_rows, prepared.seen, (10,), reranker=reranker)
-    figure = lists.ndcg(lists.second_scores(reranker, prepared), weight)
+    figure = lists.ndcg(lists.second_scores(reranker, prepared), reranker)
     assert figure == pytest.approx(mean_metrics(ranked.cases, (10,))["ndcg@10"])
     assert figure > 0
 
