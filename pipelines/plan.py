@@ -29,6 +29,7 @@ SAME_AT_THE_START = (
     "text_encoder",
     "text_revision",
     "items",
+    "text_components",
     "text_control",
     "backbone",
     "method",

@@ -1,6 +1,8 @@
 """A variant beside its base, and its steps: figures that are known from elsewhere."""
 
 import json
+import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from builders import random_rows, write_dataset
 from training import trained
 
 from benchmarks import contrast
-from benchmarks.contrast import AfterSteps, by_steps, histories, pooled, read_contrast, write_contrast
+from benchmarks.contrast import RARE_ITEMS, AfterSteps, by_steps, histories, pooled, read_contrast, write_contrast
 from benchmarks.records import read_experiments
 from benchmarks.results import contrasts_with, pairs, run_folder
 from benchmarks.results_page import contrast_lines
@@ -103,12 +105,29 @@ def test_a_contrast_is_the_mean_difference_and_goes_with_its_settings(
     assert found["difference"] == pytest.approx(by_hand, abs=1e-9)
     assert found["low"] <= found["difference"] <= found["high"]
     assert len(record["steps"]) == 3
+    assert record["segments"][RARE_ITEMS]["difference"] == pytest.approx(by_hand_of_rare_items(runs), abs=1e-9)
     lines = contrast_lines(EXPERIMENT)
     assert any(line.startswith(f"| rearec | sasrec | 2 | {by_hand:+.4f} (") for line in lines)
     assert sum(line.startswith("| rearec | ") for line in lines) == 4
     other = {**EXPERIMENT.models, "sasrec": {"model": "sasrec", "set": ["model.dropout=0.123"]}}
     assert read_contrast(replace(EXPERIMENT, models=other), "rearec") is None
     assert contrast_lines(replace(EXPERIMENT, models=other)) == []
+
+
+def by_hand_of_rare_items(runs: dict[int, tuple[Run, Run]]) -> float:
+    """Mean difference in NDCG@10 where the target has at most nine training events."""
+    prepared = runs[0][0].prepared()
+    counts = Counter(prepared.training_events().items.tolist())
+    gains: list[float] = []
+    for base, variant in runs.values():
+        ranked = [pl.read_parquet(run.evaluation("test") / "cases.parquet") for run in (base, variant)]
+        for target, before, after in zip(ranked[0]["target"], ranked[0]["rank"], ranked[1]["rank"], strict=True):
+            if counts[target] <= 9:
+                gains.append(sum(sign / math.log2(1 + rank) for sign, rank in ((1, after), (-1, before)) if rank <= 10))
+    assert (
+        0 < len(gains) < sum(len(pl.read_parquet(run.evaluation("test") / "cases.parquet")) for run, _ in runs.values())
+    )
+    return sum(gains) / len(gains)
 
 
 def test_runs_at_hand_are_those_that_were_ranked_to_the_end(tmp_path: Path) -> None:

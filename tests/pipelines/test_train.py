@@ -64,7 +64,9 @@ def test_a_run_says_what_it_is(prepared: Prepared, tmp_path: Path) -> None:
         "text_encoder": None,
         "text_revision": None,
         "text_width": 384,
+        "text_components": 0,
         "text_control": "none",
+        "id_dropout": 0.1,
         "cosine": False,
         "loss": {
             "kind": "softmax",
