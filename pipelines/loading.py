@@ -97,7 +97,7 @@ def text_encoder(config: ModelConfig, prepared: Prepared) -> SentenceEncoder | N
     if not has_text(prepared.items):
         other = f" for model.items={made_of} to be made of; set model.items=table, or" if made_of else ";"
         raise DataError(f"train: {prepared.folder} has no item text{other} ingest an item table with --items.")
-    return SentenceEncoder(config.values.text_encoder, config.values.text_revision)
+    return SentenceEncoder(values.text_encoder, values.text_revision, pooling=values.text_pooling)
 
 
 def text_network(config: ModelConfig, prepared: Prepared) -> Pretrained | None:

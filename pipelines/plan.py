@@ -28,6 +28,7 @@ SAME_AT_THE_START = (
     "pooling",
     "text_encoder",
     "text_revision",
+    "text_pooling",
     "items",
     "text_components",
     "text_control",

@@ -23,6 +23,7 @@ from recsys.errors import ConfigError
 from recsys.layers import TransformerConfig
 from recsys.sequences import IntArray
 from recsys.text_items import TextControl, TextItems, whitened
+from recsys.text_vectors import Pooling
 from recsys.whitening import Whitening
 
 ItemSource = Literal["table", "frozen", "morec", "unisrec", "initialised", "gated"]
@@ -39,6 +40,7 @@ class ItemsConfig(TransformerConfig):
     items: ItemSource = "table"
     text_encoder: str | None = None
     text_revision: str | None = None
+    text_pooling: Pooling = "mean"
     text_width: int = 384
     text_components: int = 0
     text_control: TextControl = "none"

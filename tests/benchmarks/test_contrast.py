@@ -34,6 +34,10 @@ EXPERIMENT = replace(
 )
 
 
+FEW = 22
+"""Training events that about half of the items have, where every item has more than ten."""
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Run, Run]]:
     """Base and variant with two seeds, evaluated."""
@@ -90,6 +94,7 @@ def test_every_seeds_cases_are_kept_apart(runs: dict[int, tuple[Run, Run]]) -> N
 def test_a_contrast_is_the_mean_difference_and_goes_with_its_settings(
     runs: dict[int, tuple[Run, Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(contrast, "FEW_EVENTS", FEW)
     monkeypatch.setattr(contrast, "RECORDS", tmp_path)
     (tmp_path / "tiny").mkdir()
     write_contrast(EXPERIMENT, "rearec", runs)
@@ -115,14 +120,14 @@ def test_a_contrast_is_the_mean_difference_and_goes_with_its_settings(
 
 
 def by_hand_of_rare_items(runs: dict[int, tuple[Run, Run]]) -> float:
-    """Mean difference in NDCG@10 where the target has at most nine training events."""
+    """Mean difference in NDCG@10 where the target has fewer than `FEW` training events."""
     prepared = runs[0][0].prepared()
     counts = Counter(prepared.training_events().items.tolist())
     gains: list[float] = []
     for base, variant in runs.values():
         ranked = [pl.read_parquet(run.evaluation("test") / "cases.parquet") for run in (base, variant)]
         for target, before, after in zip(ranked[0]["target"], ranked[0]["rank"], ranked[1]["rank"], strict=True):
-            if counts[target] <= 9:
+            if counts[target] < FEW:
                 gains.append(sum(sign / math.log2(1 + rank) for sign, rank in ((1, after), (-1, before)) if rank <= 10))
     assert (
         0 < len(gains) < sum(len(pl.read_parquet(run.evaluation("test") / "cases.parquet")) for run, _ in runs.values())
