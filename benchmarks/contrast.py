@@ -21,15 +21,19 @@ from models.rearec import ReaRec
 from pipelines.evaluate import CASES
 from pipelines.loading import no_history, run_model
 from recsys.batches import Histories
-from recsys.comparison import compare_cases
+from recsys.comparison import compare_cases, compare_segment, pair_cases
 from recsys.contracts import Reasoner
 from recsys.evaluation import rank_cases
 from recsys.metrics import case_metrics
+from recsys.prepared import Prepared
 from recsys.ranking import RetrieverScorer
 from recsys.runs import Run
 from recsys.steps import write_json
 
 METRIC, CUTOFF, DRAWS = "ndcg@10", 10, 2_000
+FEW_EVENTS = 10
+RARE_ITEMS = f"item: fewer than {FEW_EVENTS} events"
+"""A segment besides those of `recsys.evaluation.segments`: targets by their training events, a number and no share."""
 SEED_STRIDE = 1_000_000
 """Added to a case's position, seed by seed, so that each seed's case stays one of its own."""
 
@@ -66,13 +70,12 @@ def write_contrast(experiment: Experiment, variant: str, pairs: dict[int, tuple[
     known = read_contrast(experiment, variant)
     if known is not None and not set(known["seeds"]) <= set(pairs):
         return  # made on a machine that had more of the runs
-    differences = compare_cases(
-        pooled({seed: runs[0] for seed, runs in pairs.items()}),
-        pooled({seed: runs[1] for seed, runs in pairs.items()}),
-        (CUTOFF,),
-        DRAWS,
-        seed=0,
-    )
+    base_cases, cases = (pooled({seed: runs[side] for seed, runs in pairs.items()}) for side in (0, 1))
+    differences = compare_cases(base_cases, cases, (CUTOFF,), DRAWS, seed=0)
+    paired = pair_cases(base_cases, cases)
+    rare = paired.filter(of_rare_items(paired, next(iter(pairs.values()))[0].run.prepared()))
+    if len(rare):
+        differences += compare_segment(rare, RARE_ITEMS, (CUTOFF,), DRAWS, np.random.default_rng(0))
     kept = ("cases", "users", "mean_a", "mean_b", "difference", "low", "high", "p_value")
     steps = [by_steps(runs[1].run) for runs in pairs.values()]
     write_json(
@@ -89,6 +92,11 @@ def write_contrast(experiment: Experiment, variant: str, pairs: dict[int, tuple[
             "steps": [mean_of(same) for same in zip(*steps, strict=True)],
         },
     )
+
+
+def of_rare_items(cases: pl.DataFrame, prepared: Prepared) -> pl.Series:
+    """Which cases ask for an item with few training events, or none."""
+    return pl.Series(prepared.training_events().item_counts()[cases["target"].to_numpy()] < FEW_EVENTS)
 
 
 def mean_of(figures: Sequence[dict[str, float]]) -> dict[str, float]:

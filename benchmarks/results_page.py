@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.contrast import read_contrast
+from benchmarks.contrast import FEW_EVENTS, RARE_ITEMS, read_contrast
 from benchmarks.records import HERE, RECORDS, Experiment, read_floors, read_record
 from models.registry import FLOORS
 
@@ -16,6 +16,7 @@ SEGMENTS = {
     "history: 6-20": "6 to 20 events",
     "history: 21-50": "21 to 50 events",
     "history: 51-200": "51 to 200 events",
+    RARE_ITEMS: f"items with fewer than {FEW_EVENTS} training events",
     "popularity decile: 1": "rarest tenth of items",
     "popularity decile: 10": "most popular tenth",
 }

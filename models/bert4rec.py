@@ -5,7 +5,7 @@ Deviates on purpose:
   - masks are drawn anew for every batch, not once before training;
   - the share of batch rows that mask only the last item is a setting (official data: 1 window in 11);
   - the padding and mask rows are no classes of the softmax, and no token-type table is kept (it is one constant);
-  - optionally, the other layouts of `recsys/layers.py`;
+  - optionally, the other layouts of `recsys/layers.py`, and items of texts (`recsys.item_vectors`);
   - no dropout on attention weights.
 As in the official code, and unlike the paper's formula: LayerNorm in the head, tied output table with a bias, exact
 number of masks, and every chosen position becomes [mask].
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape
 from recsys.errors import ConfigError
-from recsys.layers import BlockStack, Dropout, KeyValues, Norm, TransformerConfig, init_weights, interval_buckets
+from recsys.item_vectors import ItemsConfig, learn_texts, make_items
+from recsys.layers import BlockStack, Dropout, KeyValues, Norm, init_weights, interval_buckets
 from recsys.losses import CatalogLoss, LossConfig
 from recsys.sequences import IntArray, Windows
 
@@ -31,7 +32,7 @@ NORM_EPS = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class BERT4RecConfig(TransformerConfig):
+class BERT4RecConfig(ItemsConfig):
     """Architecture, cloze task and loss; `max_len` counts the [mask] that asks for the next item."""
 
     norm: Norm = "post"
@@ -59,7 +60,7 @@ class BERT4Rec(nn.Module):
         self.config = config
         self.max_len = config.max_len - 1
         self.mask_row = config.num_items + 1
-        self.items = nn.Embedding(config.num_items + 2, config.embedding_dim, padding_idx=0)
+        self.items = make_items(config, private_row=True)
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.max_len, config.embedding_dim) if learned else None
         self.intervals = nn.Embedding(config.time_buckets, config.embedding_dim) if config.time_buckets else None
@@ -71,8 +72,12 @@ class BERT4Rec(nn.Module):
         self.item_bias = nn.Parameter(torch.zeros(config.num_items + 1))
         self.catalog_loss = CatalogLoss(config.loss, config.num_items)
         self.apply(init_weights)
-        with torch.no_grad():
-            self.items.weight[0].zero_()
+        if isinstance(self.items, nn.Embedding):
+            nn.init.zeros_(self.items.weight[0])
+
+    def learn_texts(self, vectors: Float[Tensor, "V F"], counts: IntArray) -> None:
+        """Takes the text vectors of all item rows, and the training events of each, [V]; the weights hold both."""
+        learn_texts(self.items, vectors, counts)
 
     def hidden_states(self, tokens: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         """State at each position, from both sides; padding is never looked at, nor is the time of a [mask]."""

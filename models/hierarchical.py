@@ -46,7 +46,7 @@ class HierarchicalConfig(SASRecConfig):
         if self.items == "table":
             raise ConfigError("HierarchicalConfig: items=table learns ids, not texts; choose unisrec or morec.")
         own = {entry.name: entry.default for entry in fields(self)}
-        for name in ("text_encoder", "text_revision", "text_control"):
+        for name in ("text_encoder", "text_revision", "text_pooling", "text_components", "text_control"):
             if getattr(self, name) != own[name]:
                 raise ConfigError(
                     f"HierarchicalConfig: {name}={getattr(self, name)!r}, but its texts are read by the teacher."
@@ -97,7 +97,7 @@ class Hierarchical(SASRec):
 
     def learn_from(self, teacher: Teaching) -> None:
         """Called before training: takes the teacher's item vectors, and asks it for histories from then on."""
-        self.learn_texts(teacher.item_vectors)
+        self.texts.features.copy_(teacher.item_vectors)
         self.teacher = teacher
 
     @property

@@ -217,9 +217,9 @@ class ReaRec(nn.Module):
         """Whether vectors depend on timestamps."""
         return self.backbone.reads_times
 
-    def learn_texts(self, vectors: Float[Tensor, "V F"]) -> None:
+    def learn_texts(self, vectors: Float[Tensor, "V F"], counts: IntArray) -> None:
         """The backbone's."""
-        self._causal_backbone().learn_texts(vectors)
+        self.backbone.learn_texts(vectors, counts)
 
     def learn_popularity(self, counts: IntArray) -> None:
         """For negatives by popularity: training events of each item row, [V]."""

@@ -9,8 +9,8 @@ Deviates on purpose:
   - right padding, positions from the window's first event: prefixes keep their states, so keys can be cached;
   - optionally, distances or rotations in place of learned positions (`recency`: ALiBi, Press et al., ICLR 2022,
     steeper), heads that may attend to nothing (`sink`), gates and SwiGLU (LiGR), intervals between events as input,
-    LayerNorm of the input (`input_norm`, as RecBole and ReaRec), items made of frozen text vectors and compared by
-    cosine (`items`, `cosine`: UniSRec, MoRec);
+    LayerNorm of the input (`input_norm`, as RecBole and ReaRec), items made of texts or of ids and texts
+    (`recsys.item_vectors`), compared by cosine (`cosine`: UniSRec);
   - no dropout on attention weights, and no factor sqrt(D) on the input (items and positions start alike).
 Dimensions: B batch, L positions, D width, V item rows (row 0 is padding).
 """
@@ -25,47 +25,26 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape, next_item_batch
-from recsys.errors import ConfigError
-from recsys.layers import (
-    BlockStack,
-    Count,
-    Dropout,
-    KeyValues,
-    Remembered,
-    TransformerConfig,
-    init_weights,
-    interval_buckets,
-)
+from recsys.item_vectors import ItemsConfig, learn_texts, make_items
+from recsys.layers import BlockStack, Count, Dropout, KeyValues, Remembered, init_weights, interval_buckets
 from recsys.losses import CatalogLoss, LossConfig
 from recsys.sequences import IntArray, Windows
-from recsys.text_items import TextControl, TextItems
 
 NORM_EPS = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
-class SASRecConfig(TransformerConfig):
+class SASRecConfig(ItemsConfig):
     """Architecture and loss."""
 
     activation: Literal["relu", "gelu", "swiglu"] = "relu"
     input_norm: bool = False
-    items: Literal["table", "morec", "unisrec"] = "table"
-    text_encoder: str | None = None
-    text_revision: str | None = None
-    text_width: int = 384
-    text_control: TextControl = "none"
     cosine: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.loss.check(self.num_items)
-        if self.items == "table" and self.text_control != "none":
-            raise ConfigError(
-                f"{type(self).__name__}: text_control={self.text_control} needs items made of texts, not items=table."
-            )
-        if self.text_width < 1:
-            raise ConfigError(f"{type(self).__name__}: text_width={self.text_width} must be at least 1.")
 
 
 class SASRec(nn.Module):
@@ -75,11 +54,7 @@ class SASRec(nn.Module):
         super().__init__()
         self.config = config
         self.max_len = config.max_len
-        self.items: nn.Embedding | TextItems = (
-            nn.Embedding(config.num_items + 1, config.embedding_dim, padding_idx=0)
-            if config.items == "table"
-            else TextItems(config.num_items, config.text_width, config.embedding_dim, config.items)
-        )
+        self.items = make_items(config)
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.max_len, config.embedding_dim) if learned else None
         self.intervals = nn.Embedding(config.time_buckets, config.embedding_dim) if config.time_buckets else None
@@ -91,11 +66,9 @@ class SASRec(nn.Module):
         if isinstance(self.items, nn.Embedding):
             nn.init.zeros_(self.items.weight[0])
 
-    def learn_texts(self, vectors: Float[Tensor, "V F"]) -> None:
-        """Takes the frozen text vectors of all item rows; the weights hold them from then on."""
-        if not isinstance(self.items, TextItems):
-            raise TypeError("items=table has a learned vector for each item; it takes no texts")
-        self.items.features.copy_(vectors)
+    def learn_texts(self, vectors: Float[Tensor, "V F"], counts: IntArray) -> None:
+        """Takes the text vectors of all item rows, and the training events of each, [V]; the weights hold both."""
+        learn_texts(self.items, vectors, counts)
 
     def hidden_states(self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         """State after each event. Padding is on the right, so a causal mask alone hides it."""
@@ -131,7 +104,7 @@ class SASRec(nn.Module):
         return directions if self.config.temperature == 1 else directions / self.config.temperature
 
     def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V D"]:
-        """The embedding table itself, or some rows of it; of length 1 where cosines are compared."""
+        """The item table, or some rows of it; of length 1 where cosines are compared."""
         vectors = self.items.weight if rows is None else self.items(rows)
         return F.normalize(vectors, dim=-1) if self.config.cosine else vectors
 

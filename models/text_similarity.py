@@ -17,7 +17,7 @@ from recsys.batches import Histories
 from recsys.errors import ConfigError, DataError
 from recsys.item_text import has_text, item_texts
 from recsys.splits import TrainingEvents
-from recsys.text_vectors import SentenceEncoder, default_store, text_vectors
+from recsys.text_vectors import Pooling, SentenceEncoder, default_store, text_vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class TextSimilarityConfig:
 
     text_encoder: str | None = None
     text_revision: str | None = None
+    text_pooling: Pooling = "mean"
     max_len: int = 10
     decay: float = 0.5
 
@@ -49,7 +50,7 @@ class TextSimilarity:
         """From the item table alone; texts that were encoded once come from the store."""
         if not has_text(items):
             raise DataError("text-similarity: the item table has no text; ingest an item table with --items.")
-        encoder = SentenceEncoder(config.text_encoder, config.text_revision)
+        encoder = SentenceEncoder(config.text_encoder, config.text_revision, pooling=config.text_pooling)
         return cls(config, text_vectors(["", *item_texts(items)], encoder, default_store()))
 
     def scores(self, batch: Histories) -> Float[Tensor, "B V"]:

@@ -165,6 +165,37 @@ def prepare(
 
 
 @app.command()
+def embed(
+    data: Annotated[
+        Path, typer.Argument(help="Output of `recsys ingest` or `recsys prepare`, with texts.", show_default=False)
+    ],
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Folder of a Hugging Face model, or its hub name; the installed MiniLM by default."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
+    pooling: Annotated[
+        Literal["mean", "last"], typer.Option(help="Mean of the last states (encoders) or the last token (decoders).")
+    ] = "mean",
+    as_json: Json = False,
+) -> None:
+    """Encode all item texts into the store of vectors (RECSYS_TEXT_VECTORS), each once: what is there is not encoded
+    again, and a run that was killed goes on.
+
+    Examples: `recsys embed data/shop-prepared`, `recsys embed data/shop --encoder models/e5 --pooling last`
+    """
+    from pipelines.embed import EmbedConfig
+    from pipelines.embed import embed as run
+
+    counts = run(EmbedConfig(data=data, encoder=encoder, revision=revision, pooling=pooling), Reporter())
+    if as_json:
+        print_json(counts)
+    else:
+        for key, value in counts.items():
+            typer.echo(f"{key}: {value}")
+
+
+@app.command()
 def train(
     data: Annotated[Path, typer.Argument(help="Output of `recsys prepare`.", show_default=False)],
     model: Annotated[str, typer.Option(help="Name of a model; see docs/models.md.", show_default=False)],

@@ -97,7 +97,7 @@ def text_encoder(config: ModelConfig, prepared: Prepared) -> SentenceEncoder | N
     if not has_text(prepared.items):
         other = f" for model.items={made_of} to be made of; set model.items=table, or" if made_of else ";"
         raise DataError(f"train: {prepared.folder} has no item text{other} ingest an item table with --items.")
-    return SentenceEncoder(config.values.text_encoder, config.values.text_revision)
+    return SentenceEncoder(values.text_encoder, values.text_revision, pooling=values.text_pooling)
 
 
 def text_network(config: ModelConfig, prepared: Prepared) -> Pretrained | None:
@@ -137,7 +137,8 @@ def language(pretrained: Pretrained) -> dict[str, torch.Tensor]:
 def start_from(model: torch.nn.Module, run: Run, prepared: Prepared) -> None:
     """Gives a fresh model the weights of a run; what is not learned (item matrix) only where the data is the same.
 
-    Weights with a row an item need the same catalogue, of which the run's own data may have more events.
+    Weights with a row an item need the same catalogue, of which the run's own data may have more events. Weights over
+    whitened texts mean nothing without their whitening, so that always comes along.
     """
     stored, own = load_file(run.folder / WEIGHTS), model.state_dict()
     learned = [name for name, _ in model.named_parameters()]
@@ -156,7 +157,7 @@ def start_from(model: torch.nn.Module, run: Run, prepared: Prepared) -> None:
             )
     same = run.config["data"] == prepared.fingerprint
     kept = [name for name in own if name in stored and stored[name].shape == own[name].shape]
-    taken = [name for name in kept if same or name in learned]
+    taken = [name for name in kept if same or name in learned or "whitening." in name]
     model.load_state_dict({name: stored[name] for name in taken}, strict=False)
 
 

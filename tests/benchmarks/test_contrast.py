@@ -1,7 +1,9 @@
 """A variant beside its base, and its steps: figures that are known from elsewhere."""
 
 import json
+import math
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from builders import random_rows, write_dataset
 from training import run_of, trained
 
 from benchmarks import contrast
-from benchmarks.contrast import AfterSteps, by_steps, histories, pooled, read_contrast, write_contrast
+from benchmarks.contrast import RARE_ITEMS, AfterSteps, by_steps, histories, pooled, read_contrast, write_contrast
 from benchmarks.records import Judged, read_experiments
 from benchmarks.results import contrasts_with, judged_over, pairs, run_folder
 from benchmarks.results_page import contrast_lines
@@ -30,6 +32,10 @@ EXPERIMENT = replace(
         "rearec": {"model": "rearec", "against": "sasrec"},
     },
 )
+
+
+FEW = 22
+"""Training events that about half of the items have, where every item has more than ten."""
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +94,7 @@ def test_every_seeds_cases_are_kept_apart(runs: dict[int, tuple[Judged, Judged]]
 def test_a_contrast_is_the_mean_difference_and_goes_with_its_settings(
     runs: dict[int, tuple[Judged, Judged]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(contrast, "FEW_EVENTS", FEW)
     monkeypatch.setattr(contrast, "RECORDS", tmp_path)
     (tmp_path / "tiny").mkdir()
     write_contrast(EXPERIMENT, "rearec", runs)
@@ -103,12 +110,28 @@ def test_a_contrast_is_the_mean_difference_and_goes_with_its_settings(
     assert found["difference"] == pytest.approx(by_hand, abs=1e-9)
     assert found["low"] <= found["difference"] <= found["high"]
     assert len(record["steps"]) == 3
+    assert record["segments"][RARE_ITEMS]["difference"] == pytest.approx(by_hand_of_rare_items(runs), abs=1e-9)
     lines = contrast_lines(EXPERIMENT)
     assert any(line.startswith(f"| rearec | sasrec | 2 | {by_hand:+.4f} (") for line in lines)
     assert sum(line.startswith("| rearec | ") for line in lines) == 4
     other = {**EXPERIMENT.models, "sasrec": {"model": "sasrec", "set": ["model.dropout=0.123"]}}
     assert read_contrast(replace(EXPERIMENT, models=other), "rearec") is None
     assert contrast_lines(replace(EXPERIMENT, models=other)) == []
+
+
+def by_hand_of_rare_items(runs: dict[int, tuple[Judged, Judged]]) -> float:
+    """Mean difference in NDCG@10 where the target has fewer than `FEW` training events."""
+    counts = Counter(runs[0][0].run.prepared().training_events().items.tolist())
+    gains: list[float] = []
+    cases = 0
+    for pair in runs.values():
+        base, variant = (pl.read_parquet(judged.evaluation / "cases.parquet") for judged in pair)
+        cases += len(base)
+        for target, before, after in zip(base["target"], base["rank"], variant["rank"], strict=True):
+            if counts[target] < FEW:
+                gains.append(sum(sign / math.log2(1 + rank) for sign, rank in ((1, after), (-1, before)) if rank <= 10))
+    assert 0 < len(gains) < cases
+    return sum(gains) / len(gains)
 
 
 def test_runs_at_hand_are_those_that_were_ranked_to_the_end(

@@ -50,13 +50,13 @@ def with_texts(model: SASRec) -> SASRec:
     generator = torch.Generator().manual_seed(3)
     vectors = torch.randn(model.config.num_items + 1, model.config.text_width, generator=generator)
     vectors[3] = 0  # an item without text
-    model.learn_texts(F.normalize(vectors, dim=1))
+    model.learn_texts(F.normalize(vectors, dim=1), np.ones(len(vectors), dtype=np.int64))
     return model
 
 
 def test_a_table_takes_no_texts() -> None:
     with pytest.raises(TypeError, match="items=table has a learned vector for each item"):
-        make().learn_texts(torch.zeros(NUM_ITEMS + 1, 384))
+        make().learn_texts(torch.zeros(NUM_ITEMS + 1, 384), np.zeros(NUM_ITEMS + 1, dtype=np.int64))
 
 
 class TestSASRecOfProjectedTexts(LearningContract, CausalRetrieverContract):

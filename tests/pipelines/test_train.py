@@ -63,8 +63,11 @@ def test_a_run_says_what_it_is(prepared: Prepared, tmp_path: Path) -> None:
         "items": "table",
         "text_encoder": None,
         "text_revision": None,
+        "text_pooling": "mean",
         "text_width": 384,
+        "text_components": 0,
         "text_control": "none",
+        "id_dropout": 0.1,
         "cosine": False,
         "loss": {
             "kind": "softmax",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from builders import random_rows, write_dataset
 from safetensors.torch import load_file
-from training import trained
+from training import assert_same_weights, trained
 
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export
@@ -26,6 +26,8 @@ from recsys.text_vectors import SentenceEncoder
 
 WORDS = ("red shoe", "blue shoe", "green hat", "old book", "new book")
 TEXTS = ("model.items=morec", "training.learning_rate=0.02")
+UNISREC = ("model.items=unisrec", "model.cosine=true", "model.temperature=0.2", "model.input_norm=true")
+GATED = ("model.items=gated", "model.text_components=6", "training.learning_rate=0.02")
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +65,20 @@ def test_a_run_holds_the_vectors_of_its_items_and_a_second_one_encodes_nothing(
     assert torch.equal(load_file(again.folder / "model.safetensors")["items.features"], features)
 
 
-@pytest.mark.parametrize("model", ["sasrec", "rearec"])
-def test_its_bundle_answers_as_the_evaluator(prepared: Prepared, tmp_path: Path, model: str) -> None:
-    unisrec = ("model.items=unisrec", "model.cosine=true", "model.temperature=0.2", "model.input_norm=true")
-    run = trained(prepared, tmp_path / "run", *unisrec, model=model)
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("sasrec", UNISREC),
+        ("rearec", UNISREC),
+        ("sasrec", GATED),
+        ("bert4rec", GATED),
+        ("bert4rec", ("model.items=initialised",)),
+    ],
+)
+def test_its_bundle_answers_as_the_evaluator(
+    prepared: Prepared, tmp_path: Path, model: str, settings: tuple[str, ...]
+) -> None:
+    run = trained(prepared, tmp_path / "run", *settings, model=model)
     evaluate(EvaluateConfig(runs=(run.folder,)), Reporter(quiet=True))
     bundle = export(ExportConfig(run=run.folder, out=tmp_path / "bundle"))
     users = np.arange(prepared.store.num_users)
@@ -77,6 +89,39 @@ def test_its_bundle_answers_as_the_evaluator(prepared: Prepared, tmp_path: Path,
     _, scores = bundle.index.search(vectors, 20)
     expected = run_scorer(run, prepared).scores(histories).numpy()
     np.testing.assert_allclose(scores, -np.sort(-expected[:, 1:], axis=1)[:, :20], atol=1e-4)
+
+
+def test_a_gated_run_holds_counts_and_whitening_of_its_training_events(prepared: Prepared, tmp_path: Path) -> None:
+    weights = load_file(trained(prepared, tmp_path / "run", *GATED).folder / "model.safetensors")
+    counts = prepared.training_events().item_counts()
+    assert weights["items.counts"].tolist() == counts.tolist()
+    titles = prepared.items["title"].fill_null("").to_list()
+    vectors = SentenceEncoder().encode(titles)
+    seen = np.array([bool(title) for title in titles]) & (counts[1:] > 0)
+    assert not seen.all()
+    np.testing.assert_allclose(weights["items.texts.whitening.mean"], vectors[seen].mean(axis=0), atol=1e-5)
+    features = weights["items.texts.features"][1:][torch.from_numpy(seen)]
+    np.testing.assert_allclose(features.T @ features / seen.sum(), np.eye(6) / 6, atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [GATED, ("model.items=initialised", "training.learning_rate=0.02")])
+def test_a_run_that_begins_with_another_goes_on_from_its_items(
+    prepared: Prepared, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    first = trained(prepared, tmp_path / "first", *settings)
+    second = trained(prepared, tmp_path / "second", *settings, "training.epochs=0", init=first.folder)
+    assert_same_weights(first, second)
+
+
+def test_a_run_that_begins_with_another_has_its_components(prepared: Prepared, tmp_path: Path) -> None:
+    first = trained(prepared, tmp_path / "first", *GATED)
+    with pytest.raises(ConfigError, match=r"model\.text_components is 6 there and 5 here"):
+        trained(prepared, tmp_path / "second", *GATED, "model.text_components=5", init=first.folder)
+
+
+def test_more_components_than_texts_are_refused_before_training(prepared: Prepared, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"300 components are wanted of \d+ texts of items with training events"):
+        trained(prepared, tmp_path / "run", *GATED, "model.text_components=300")
 
 
 def test_another_width_than_the_encoders_is_refused(prepared: Prepared, tmp_path: Path) -> None:
