@@ -24,6 +24,7 @@ import polars as pl
 import torch
 
 from benchmarks import attention_page, discriminability, gradient_probe
+from benchmarks.mutual_information import CategoryCounts
 from benchmarks.search_quality import (
     RULES,
     Searches,
@@ -42,7 +43,6 @@ from pipelines.reporter import Reporter
 from recsys.clicks import ClickCases
 from recsys.errors import DataError
 from recsys.item_categories import item_categories
-from recsys.mutual_information import CategoryCounts
 from recsys.prepared import Prepared, open_prepared
 from recsys.runs import open_run
 from recsys.sequences import IntArray

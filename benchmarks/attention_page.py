@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from recsys.mutual_information import CategoryCounts
+from benchmarks.mutual_information import CategoryCounts
 
 POSITIONS_DRAWN, CANDIDATES_DRAWN, METHODS_DRAWN = 20, 3, 4
 

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from benchmarks.mutual_information import normalised_information
 from models.dare import DARE
 from recsys.batches import Histories
 from recsys.clicks import ClickCases
-from recsys.mutual_information import normalised_information
 from recsys.prepared import Prepared
 from recsys.sequences import IntArray
 

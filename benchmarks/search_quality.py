@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import spearmanr
 
+from benchmarks.mutual_information import NO_EVENT, CategoryCounts, newest_categories
+from benchmarks.search_metrics import search_ndcg_at_k
 from models.dare import DARE
 from recsys.batches import Histories
 from recsys.click_metrics import FloatArray
 from recsys.clicks import ClickCases
 from recsys.errors import DataError
-from recsys.mutual_information import NO_EVENT, CategoryCounts, newest_categories
 from recsys.prepared import Prepared
-from recsys.search_metrics import search_ndcg_at_k
 from recsys.sequences import IntArray
 
 KEPT = 20

@@ -429,12 +429,6 @@ def export(
             show_default=False,
         ),
     ] = None,
-    rank_from: Annotated[
-        int | None,
-        typer.Option(
-            help="Shorter histories, in events, keep RUN's order (with --ranker); 5 by default.", show_default=False
-        ),
-    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -445,9 +439,9 @@ def export(
     """
     from pipelines.export import ExportConfig
     from pipelines.export import export as write
-    from pipelines.second_stage import RankingConfig
+    from pipelines.export_ranker import RankingConfig
 
-    given = {"candidates": candidates, "weight": rank_weight, "shortest": rank_from}
+    given = {"candidates": candidates, "weight": rank_weight}
     ranking = RankingConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     config = ExportConfig(run=run, out=out, overwrite=overwrite, ranker=ranker, ranking=ranking)
     finish(out, write(config).manifest, as_json)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from models.registry import ModelConfig, answers_along
+from pipelines.loading import stored_config
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared
 from recsys.runs import WEIGHTS, Run, open_run
@@ -39,8 +40,9 @@ def checked_start(start: Run, model: ModelConfig) -> Run:
             f"train --init {start.folder}: is a run of {start.model!r}, and {model.name!r} is trained; weights go from "
             "a model trained by gradient to the same one."
         )
+    began = stored_config(start, start.prepared()).values
     for name in SAME_AT_THE_START:
-        here, there = getattr(model.values, name, None), start.config["model"].get(name)
+        here, there = getattr(model.values, name, None), getattr(began, name, None)
         if here != there:
             raise ConfigError(
                 f"train --init {start.folder}: model.{name} is {there} there and {here} here; the same weights would "

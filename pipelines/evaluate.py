@@ -16,7 +16,7 @@ from models.registry import FLOORS, is_ranker, model_config, preset
 from pipelines.click_evaluation import floor_clicks, ranker_clicks
 from pipelines.loading import fit_floor, floors_for, run_ranker, run_scorer
 from pipelines.reporter import Reporter
-from pipelines.reranking import TwoStages, two_stages
+from pipelines.reranking import TwoStages, check_stages, stage_settings, two_stages
 from pipelines.validation import CANDIDATES
 from recsys import __version__
 from recsys.comparison import Difference, compare_cases
@@ -95,10 +95,20 @@ class Evaluation:
         """Runs that some floor beats or equals."""
         return [name for name, report in self.runs.items() if lost_to(report, self.floors)]
 
+    def weights(self) -> list[str]:
+        """One sentence a ranker: how much it adds to the retriever's scores, and who says so."""
+        found = {name: report for name, report in self.runs.items() if "weight" in report}
+        return [
+            f"{name}: "
+            + ("ranked alone" if report["weight"] is None else f"the ranker adds {report['weight']:g} times its scores")
+            + (" (best on the validation part)." if report["validation_ndcg@10"] else " (as given).")
+            for name, report in found.items()
+        ]
+
     def verdicts(self) -> list[str]:
         """One sentence a run: does it beat every floor?"""
         floors = [verdict(name, report, self.floors) for name, report in self.runs.items()]
-        return floors + [
+        return [*floors, *self.weights()] + [
             change.sentence(self.retriever, name)
             for name, changes in self.changes.items()
             for change in changes
@@ -142,6 +152,7 @@ def evaluate_clicks(runs: Sequence[Run], prepared: Prepared, config: EvaluateCon
                 f"evaluate: {run.folder} learned to correct {run.config['retriever']}, so its clicks mean nothing "
                 "without; name that run by --rerank."
             )
+    for run in runs:
         out, ranker = run.evaluation(config.part), run_ranker(run, prepared)
         reports[run.name] = ranker_clicks(out, run.name, ranker, prepared, config.part, reporter)
     floors = {
@@ -156,16 +167,18 @@ def evaluate_reranked(
 ) -> Evaluation:
     """The retriever alone, and its best candidates in the order of each ranker, paired case by case."""
     common_data([retriever, *runs])
+    for run in runs:
+        refuse_known_events(run, config.part)
+        check_stages(run, retriever, config.part, config.rank_weight)
     seen = config.seen or prepared.seen
     settings = evaluation_settings(prepared, config, seen)
     reports = {retriever.name: run_report(retriever, prepared, config, seen, reporter)}
     base = pl.read_parquet(retriever.evaluation(config.part) / CASES)
     changes: dict[str, Sequence[Difference]] = {}
     for run in runs:
-        refuse_known_events(run, config.part)
         name, out = f"{run.name} over {retriever.name}", run.reranking(config.part, retriever.name)
         stage = two_stages(run, retriever, prepared, config.num_candidates, seen, config.rank_weight)
-        stages = {"candidates": config.num_candidates, "retriever": str(retriever.folder), "ranker": str(run.folder)}
+        stages = stage_settings(run, retriever, config.num_candidates, config.rank_weight)
         inputs = [prepared.folder, retriever.folder, run.folder]
         reports[name] = rank_into(out, name, stage.scorer, prepared, settings | stages, reporter, stage, inputs)
         changes[name] = compare_cases(base, pl.read_parquet(out / CASES), config.cutoffs, RERANKING_DRAWS, seed=0)

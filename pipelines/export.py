@@ -10,8 +10,8 @@ import torch
 from models.registry import ModelConfig
 from pipelines.earlier_runs import earlier_run
 from pipelines.evaluate import HEADLINE
-from pipelines.loading import no_history, run_model, text_network
-from pipelines.second_stage import RankingConfig, real_histories, second_stage, write_second_stage
+from pipelines.export_ranker import RankingConfig, second_stage, write_second_stage
+from pipelines.loading import no_history, real_histories, run_model, text_network
 from recsys.bundle import TOKENIZER, Bundle, ModelCard, SentenceCard, open_bundle
 from recsys.contracts import TrainableRetriever
 from recsys.errors import ConfigError
@@ -34,7 +34,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if self.ranker is None and self.ranking != RankingConfig():
-            raise ConfigError("export: --candidates, --rank-weight and --rank-from say how to rank; name a --ranker.")
+            raise ConfigError("export: --candidates and --rank-weight say how to rank; name a --ranker.")
 
 
 def export(config: ExportConfig) -> Bundle:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from models.popularity import Popularity, PopularityConfig
 from models.registry import COUNTED, MODELS, ModelConfig, build_config, model_config, preset
 from pipelines.reporter import Reporter
+from recsys.batches import Histories
 from recsys.contracts import CatalogScorer, Trainable, TrainableRanker
 from recsys.errors import ConfigError, DataError
 from recsys.item_categories import item_categories
@@ -23,6 +25,8 @@ from recsys.splits import FitOn, Part
 from recsys.text_encoder import encoder_shape, first_position, network_weights
 from recsys.text_items import controlled
 from recsys.text_vectors import SentenceEncoder, default_store, text_vectors
+
+CHECKED_HISTORIES = 64
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,13 @@ def text_features(prepared: Prepared, encoder: SentenceEncoder, values: Any, rep
     with reporter.task("encode item texts", len(texts)) as advance:
         vectors = text_vectors(texts, encoder, default_store(), advance)
     return torch.from_numpy(controlled(vectors, values.text_control))
+
+
+def real_histories(prepared: Prepared, max_len: int) -> Histories:
+    """Histories of as many lengths as there are, the shortest and the longest among them."""
+    order = np.argsort(prepared.store.lengths, kind="stable")
+    users = order[np.linspace(0, len(order) - 1, min(CHECKED_HISTORIES, len(order))).astype(np.int64)]
+    return Histories.from_windows(prepared.store.windows(users, prepared.store.lengths[users], max_len))
 
 
 def fit_floor(name: str, prepared: Prepared, part: Part) -> CatalogScorer:

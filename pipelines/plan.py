@@ -45,9 +45,10 @@ class TrainConfig:
     overwrite: bool = False
 
     @property
-    def earlier_runs(self) -> list[Path]:
-        """Folders of the runs that it takes something from."""
-        return [path for path in (self.refit, self.init, self.teacher, self.retriever) if path is not None]
+    def inputs(self) -> list[Path]:
+        """Folders of the data and of the runs that something is taken from."""
+        given = (self.data, self.refit, self.init, self.teacher, self.retriever)
+        return [path for path in given if path is not None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,11 +45,7 @@ def train(config: TrainConfig, reporter: Reporter) -> Run | None:
         "train",
         config.out,
         config=plan.as_dict(),
-        inputs=[
-            path
-            for path in (config.data, config.refit, config.init, config.teacher, config.retriever)
-            if path is not None
-        ],
+        inputs=config.inputs,
         seed=plan.seed,
         overwrite=config.overwrite,
         keep_partial=True,

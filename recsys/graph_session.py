@@ -1,14 +1,18 @@
 """ONNX graphs opened for serving."""
 
 from pathlib import Path
-
-import onnxruntime
+from typing import TYPE_CHECKING
 
 from recsys.errors import BundleError
 
+if TYPE_CHECKING:
+    import onnxruntime
 
-def graph_session(path: Path) -> onnxruntime.InferenceSession:
+
+def graph_session(path: Path) -> "onnxruntime.InferenceSession":
     """A graph that computes in the caller's thread alone; a `BundleError` where it cannot be loaded."""
+    import onnxruntime  # no part of the core install, with which bundles without a ranker are opened
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -19,8 +19,9 @@ SCORES_AT_ONCE = 1 << 22
 class RetrieverNegatives:
     """Items that a causal retriever would answer at a place of a history, but for what comes there.
 
-    With `repeats` false none that the user knew by then either: negatives are what answers may hold, or a ranker would
-    learn to tell what is known from what is new. Of times the retriever is told nothing, so it must not read them.
+    With `repeats` false none that the window held by then either: negatives are what answers may hold, or a ranker
+    would learn to tell what is known from what is new. (The window is all that is known of the user here.) Of times
+    the retriever is told nothing, so it must not read them.
     """
 
     def __init__(self, retriever: PrefixEncoder, repeats: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from recsys.errors import BundleError, ConfigError
+from recsys.errors import BundleError
 from recsys.graph_session import graph_session
 from recsys.index import FloatArray, RowArray
 
@@ -31,9 +31,9 @@ LEAST_AT_ONCE = 128
 class RankerCard:
     """Content of `ranker.json`.
 
-    The retriever's best `candidates` are ranked after the latest `max_len` events; with fewer than `shortest` the
-    retriever's order stands. `weight`: final score = retriever's + weight x ranker's; None: the ranker's alone.
-    `blocks`, `least_places`, `recent`: B, the smallest M, and R of the graph.
+    The retriever's best `candidates`, or as many as are asked for, are ranked after the latest `max_len` events; with
+    fewer than `shortest` the retriever's order stands. `weight`: final score = retriever's + weight x ranker's; None:
+    the ranker's alone. `blocks`, `least_places`, `recent`: B, the smallest M, and R of the graph.
     """
 
     name: str
@@ -45,16 +45,6 @@ class RankerCard:
     candidates: int
     shortest: int
     weight: float | None
-
-    def __post_init__(self) -> None:
-        for name, least in (("candidates", 1), ("shortest", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"ranker: {name}={getattr(self, name)} must be at least {least}.")
-        if self.weight is not None and not 0 <= self.weight < np.inf:
-            raise ConfigError(
-                f"ranker: weight={self.weight} must be a number from 0; the ranker's scores are multiplied by it and "
-                "added to the retriever's."
-            )
 
 
 @dataclass(frozen=True)

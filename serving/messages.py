@@ -186,7 +186,7 @@ class RankerVersion(BaseModel):
     """The second stage of a bundle."""
 
     name: str
-    candidates: int = Field(description="items of the first stage that it orders")
+    candidates: int = Field(description="items of the first stage that it orders, at least")
     max_len: int
     shortest: int = Field(description="events of a history from which it ranks")
     weight: float | None = Field(description="score = first stage's + weight x ranker's; null: the ranker's alone")

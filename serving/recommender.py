@@ -213,6 +213,8 @@ class Recommender:
             found = self._retrieved(history, query, query.k, excluded, stages)
             return replace(found, unranked="short history" if query.rank else "not asked")
         found = self._retrieved(history, query, max(query.k, self._second.candidates), excluded, stages)
+        if not len(found.rows):
+            return found
         with stages.measured("rank"):
             ranked = self._second.ranked(query.user_id, events, found.rows, found.scores)
         if ranked is None:

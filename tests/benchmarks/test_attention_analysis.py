@@ -15,6 +15,7 @@ from training import run_of
 
 from benchmarks import attention_analysis, gradient_probe
 from benchmarks.discriminability import clustered_information, network_inputs
+from benchmarks.mutual_information import NO_EVENT, CategoryCounts
 from benchmarks.search_quality import (
     Searches,
     attention_map,
@@ -31,7 +32,6 @@ from pipelines.prepare import PrepareConfig, prepare
 from recsys.batches import Histories
 from recsys.errors import DataError
 from recsys.item_categories import item_categories
-from recsys.mutual_information import NO_EVENT, CategoryCounts
 from recsys.prepared import Prepared
 
 LENGTH = 11

@@ -8,11 +8,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from benchmarks.generated_histories import STRENGTH, World, histories, items, relevance, truth, write
+from benchmarks.mutual_information import CategoryCounts
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.prepare import PrepareConfig, prepare
 from recsys.errors import ConfigError
 from recsys.item_categories import item_categories
-from recsys.mutual_information import CategoryCounts
 from recsys.prepared import open_prepared
 
 SMALL = World(users=60, events=1500, categories=10, items_of_category=400)

@@ -172,20 +172,6 @@ def test_events_that_are_worth_the_same_are_no_difference() -> None:
     assert check_ranker(graph, graph.model, ranker_files, histories, torch.arange(1, 12).expand(2, -1)) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"weight": -0.5}, r"weight=-0\.5 must be a number from 0"),
-        ({"weight": float("nan")}, "weight=nan must be a number from 0"),
-        ({"candidates": 0}, "candidates=0 must be at least 1"),
-        ({"shortest": 0}, "shortest=0 must be at least 1"),
-    ],
-)
-def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        card_of(graph_of(), **settings)
-
-
 def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     ranker_files = exported(graph_of(), tmp_path)
     arrays = {"keys": ranker_files.keys, "place_scores": ranker_files.place_scores, "log_share": ranker_files.log_share}

@@ -13,11 +13,10 @@ from builders import random_rows, write_dataset
 from pipelines import export as export_module
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export
-from pipelines.loading import run_model, run_scorer
+from pipelines.loading import real_histories, run_model, run_scorer
 from pipelines.plan import TrainConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
-from pipelines.second_stage import real_histories
 from pipelines.train import train
 from recsys.batches import Histories
 from recsys.bundle import Bundle, open_bundle

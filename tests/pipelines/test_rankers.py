@@ -205,6 +205,8 @@ def test_the_validation_part_decides_how_much_a_ranker_adds(ranker_run: Run, ret
     assert chosen["metrics"] == evaluate(replace(config, rank_weight=best), quiet()).runs["dare over sasrec"]["metrics"]
     kept = json.loads((ranker_run.reranking("test", "sasrec") / "report.json").read_text())
     assert kept["weight"] == chosen["weight"]
+    told = "ranked alone" if best == math.inf else f"the ranker adds {best:g} times its scores"
+    assert f"dare over sasrec: {told} (best on the validation part)." in evaluate(config, quiet()).verdicts()
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +239,7 @@ def ranker_weights(prepared: Prepared, run: Run) -> list[str]:
     return list(run_ranker(run, prepared).state_dict())  # type: ignore[attr-defined]
 
 
-def test_a_correcting_ranker_resumes_and_refits_with_its_retriever(
+def test_a_correcting_ranker_is_repeated_and_refitted_with_its_retriever(
     prepared: Prepared, retriever_run: Run, correcting_run: Run, tmp_path: Path
 ) -> None:
     again = fit(prepared, tmp_path / "again", retriever=retriever_run.folder)
@@ -248,8 +250,24 @@ def test_a_correcting_ranker_resumes_and_refits_with_its_retriever(
     refit = train(config, quiet())
     assert refit is not None
     assert refit.config["retriever"] == correcting_run.config["retriever"]
+    judged = EvaluateConfig(runs=(refit.folder,), rerank=retriever_run.folder, candidates=17, cutoffs=(10,))
     with pytest.raises(DataError, match="refit was trained on the validation events, which can choose no weight then"):
-        evaluate(EvaluateConfig(runs=(refit.folder,), rerank=retriever_run.folder), quiet())
+        evaluate(judged, quiet())
+    latest = trained(prepared, tmp_path / "latest", "training.epochs=1")
+    with pytest.raises(ConfigError, match=r"says nothing of the lists of .*latest; name the first in its place"):
+        evaluate(replace(judged, rerank=latest.folder, rank_weight=1.0), quiet())
+    refitted = TrainConfig(
+        data=prepared.folder, model="sasrec", out=tmp_path / "shop", refit=retriever_run.folder, tracking=False
+    )
+    assert train(refitted, quiet()) is not None
+    judged = replace(judged, rerank=tmp_path / "shop", rank_weight=1.0)
+    assert list(evaluate(judged, quiet()).runs) == ["shop", "refit over shop"]
+
+
+def test_validation_does_not_judge_the_weight_that_it_chose(ranker_run: Run, retriever_run: Run) -> None:
+    config = EvaluateConfig(runs=(ranker_run.folder,), rerank=retriever_run.folder, part="validation")
+    with pytest.raises(ConfigError, match="chooses how much a ranker adds, so it cannot judge that"):
+        evaluate(config, quiet())
 
 
 def test_a_retriever_that_cannot_be_corrected_is_refused(

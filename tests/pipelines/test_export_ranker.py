@@ -14,20 +14,21 @@ from builders import random_rows, write_dataset
 from command_line import run_recsys
 from training import trained
 
+from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export
+from pipelines.export_ranker import RankingConfig
 from pipelines.loading import run_ranker, run_scorer
 from pipelines.plan import TrainConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
 from pipelines.reranking import log_share
-from pipelines.second_stage import RankingConfig
 from pipelines.train import train
 from recsys.batches import Histories
 from recsys.bundle import Bundle, open_bundle
 from recsys.errors import BundleError, ConfigError, DataError
 from recsys.prepared import Prepared
 from recsys.ranking import without_items
-from recsys.reranking import Reranker
+from recsys.reranking import SHORTEST, Reranker
 from recsys.runs import Run, open_run
 from recsys.stored_ranker import RankerCard
 
@@ -65,7 +66,7 @@ def bundle(runs: tuple[Run, Run]) -> Bundle:
     """Written by the command."""
     retriever, ranker = runs
     out = retriever.folder.parent / "bundle"
-    options = ("--candidates", "6", "--rank-weight", "0.25", "--rank-from", "2")
+    options = ("--candidates", "6", "--rank-weight", "0.25")
     code, output, error = run_recsys(
         "export", retriever.folder, "--ranker", ranker.folder, "--out", out, *options, "--json"
     )
@@ -78,7 +79,7 @@ def test_a_bundle_of_two_stages_says_what_it_was_made_of(runs: tuple[Run, Run], 
     retriever, ranker = runs
     assert bundle.ranker is not None
     card = bundle.ranker.card
-    assert (card.candidates, card.weight, card.shortest) == (6, 0.25, 2)
+    assert (card.candidates, card.weight, card.shortest) == (6, 0.25, SHORTEST)
     assert (card.name, card.max_len, card.config) == ("dare", 9, ranker.config["model"])
     assert [entry["path"] for entry in bundle.manifest["inputs"]] == [
         str(run.folder.resolve()) for run in (retriever, ranker)
@@ -98,7 +99,7 @@ def test_its_ranker_scores_as_evaluation_does(runs: tuple[Run, Run], bundle: Bun
     histories = Histories.from_windows(prepared.store.windows(users, prepared.store.lengths, 9))
     scorer = run_scorer(retriever, prepared)
     first = without_items(scorer.scores(histories.latest(scorer.max_len)), torch.zeros(len(users), 1).long())
-    reranker = Reranker(run_ranker(run, prepared), 6, log_share(run, prepared), 0.25, shortest=1)
+    reranker = Reranker(run_ranker(run, prepared), 6, log_share(run, prepared), 0.25)
     for row, expected in enumerate(reranker.reordered(histories, first)):
         found = expected.isfinite().nonzero().flatten().numpy()
         user = stored.gathered(histories.items[row, : int(histories.lengths[row])].numpy())
@@ -121,18 +122,27 @@ def test_a_bundle_without_a_part_of_its_ranker_does_not_open(bundle: Bundle, tmp
 
 
 def test_the_weight_is_what_evaluation_found(runs: tuple[Run, Run], tmp_path: Path) -> None:
-    """A ranker that adds nothing is not served, nor one of which nobody knows; by hand it is."""
+    """On the validation part, of these very weights and as many candidates; one given by hand is no finding."""
     retriever, ranker = (open_run(shutil.copytree(run.folder, tmp_path / run.name)) for run in runs)
-    config = ExportConfig(run=retriever.folder, ranker=ranker.folder, out=tmp_path / "bundle")
-    with pytest.raises(ConfigError, match=r"nothing says how much it should add .* run `recsys evaluate .* --rerank"):
+    ranking = RankingConfig(candidates=12)
+    config = ExportConfig(run=retriever.folder, ranker=ranker.folder, out=tmp_path / "bundle", ranking=ranking)
+    judged = EvaluateConfig(runs=(ranker.folder,), rerank=retriever.folder, candidates=12, cutoffs=(10,))
+    unknown = r"nothing says how much it should add to the best 12 .* run `recsys evaluate .* --candidates 12`"
+    with pytest.raises(ConfigError, match=unknown):
         export(config)
+    evaluate(replace(judged, rank_weight=0.7), Reporter(quiet=True))
+    with pytest.raises(ConfigError, match=unknown):
+        export(config)
+    evaluate(judged, Reporter(quiet=True))
     report = ranker.reranking("test", retriever.name) / "report.json"
-    report.parent.mkdir(parents=True)
-    report.write_text(json.dumps({"weight": 0.0}), encoding="utf-8")
+    found = json.loads(report.read_text(encoding="utf-8"))
+    report.write_text(json.dumps(found | {"weight": 0.0}), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"adds nothing to .*sasrec \(the best weight on the validation part is 0\)"):
         export(config)
-    report.write_text(json.dumps({"weight": 0.7}), encoding="utf-8")
-    assert card_of(export(config)).weight == 0.7
+    report.write_text(json.dumps(found | {"weight": 0.3}), encoding="utf-8")
+    assert card_of(export(config)).weight == 0.3
+    with pytest.raises(ConfigError, match="nothing says how much it should add to the best 11 scores"):
+        export(replace(config, ranking=RankingConfig(candidates=11), overwrite=True))
     alone = export(replace(config, ranking=RankingConfig(weight=math.inf), overwrite=True))
     assert card_of(alone).weight is None
 
@@ -155,8 +165,10 @@ def test_what_cannot_be_a_second_stage_is_refused(runs: tuple[Run, Run], tmp_pat
     din = ranker_of(prepared, tmp_path / "din", "model.method=din", "training.epochs=1")
     with pytest.raises(ConfigError, match=r"din: model\.method=din searches otherwise .*ranks by dare, twin"):
         export(replace(config, ranker=din.folder))
-    with pytest.raises(ConfigError, match=r"weight=-1\.0 must be a number from 0"):
-        export(replace(config, ranking=RankingConfig(weight=-1.0)))
-    with pytest.raises(ConfigError, match="--rank-weight and --rank-from say how to rank; name a --ranker"):
+    with pytest.raises(ConfigError, match=r"export: --rank-weight -1\.0 is what .* give a number from 0, or inf"):
+        RankingConfig(weight=-1.0)
+    with pytest.raises(ConfigError, match="export: --candidates 0 leaves nothing to rank; give at least 1"):
+        RankingConfig(candidates=0)
+    with pytest.raises(ConfigError, match="--candidates and --rank-weight say how to rank; name a --ranker"):
         ExportConfig(run=retriever.folder, out=out, ranking=RankingConfig(weight=1.0))
     assert not out.exists()

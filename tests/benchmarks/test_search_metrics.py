@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.search_metrics import search_ndcg_at_k
+from benchmarks.search_metrics import search_ndcg_at_k
 
 
 def by_definition(gains: list[float], order: list[int], k: int) -> float:

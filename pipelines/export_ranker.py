@@ -1,19 +1,16 @@
 """The ranker of a bundle of two stages, checked against torch on what the retriever would give it."""
 
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from models.dare_graph import DAREGraph
-from pipelines.loading import run_ranker, run_scorer
-from pipelines.reranking import check_pair, log_share, measured_weight
+from pipelines.loading import real_histories, run_ranker, run_scorer
+from pipelines.reranking import added, check_pair, log_share, measured_weight
 from pipelines.validation import CANDIDATES
-from recsys.batches import Histories
 from recsys.contracts import Ranker
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared
@@ -23,19 +20,25 @@ from recsys.reranking import SHORTEST
 from recsys.runs import Run
 from recsys.stored_ranker import RankerCard, StoredRanker
 
-CHECKED_HISTORIES = 64
-
 
 @dataclass(frozen=True, kw_only=True)
 class RankingConfig:
-    """How a bundle ranks: see `recsys.stored_ranker.RankerCard`.
+    """How a bundle ranks: so many of the retriever's `candidates`, and what the ranker adds to their scores.
 
     `weight` None: what `recsys evaluate RANKER --rerank RETRIEVER` found best; inf: the ranker alone.
     """
 
     candidates: int = CANDIDATES
-    shortest: int = SHORTEST
     weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise ConfigError(f"export: --candidates {self.candidates} leaves nothing to rank; give at least 1.")
+        if self.weight is not None and not self.weight >= 0:
+            raise ConfigError(
+                f"export: --rank-weight {self.weight} is what the ranker's scores are multiplied by before they are "
+                "added; give a number from 0, or inf for the ranker alone."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +72,10 @@ def second_stage(run: Run, retriever: Run, ranking: RankingConfig) -> SecondStag
         least_places=graph.least_places,
         recent=graph.recent,
         candidates=ranking.candidates,
-        shortest=ranking.shortest,
-        weight=measured_weight(run, retriever) if ranking.weight is None else finite(ranking.weight),
+        shortest=SHORTEST,
+        weight=measured_weight(run, retriever, ranking.candidates) if ranking.weight is None else added(ranking.weight),
     )
     return SecondStage(graph=graph, card=card, log_share=log_share(run, prepared))
-
-
-def finite(weight: float) -> float | None:
-    """None for the ranker alone."""
-    return None if weight == inf else weight
 
 
 def write_second_stage(folder: Path, stage: SecondStage, retriever: Run, prepared: Prepared) -> dict[str, Any]:
@@ -91,10 +89,3 @@ def write_second_stage(folder: Path, stage: SecondStage, retriever: Run, prepare
     return {
         "ranker_difference": check_ranker(stage.graph, ranker, StoredRanker.load(folder), histories, candidates),
     }
-
-
-def real_histories(prepared: Prepared, max_len: int) -> Histories:
-    """Histories of as many lengths as there are, the shortest and the longest among them."""
-    order = np.argsort(prepared.store.lengths, kind="stable")
-    users = order[np.linspace(0, len(order) - 1, min(CHECKED_HISTORIES, len(order))).astype(np.int64)]
-    return Histories.from_windows(prepared.store.windows(users, prepared.store.lengths[users], max_len))

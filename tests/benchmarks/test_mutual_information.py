@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from scipy.stats import entropy as entropy_by_scipy
 
-from recsys.mutual_information import (
+from benchmarks.mutual_information import (
     NO_EVENT,
     CategoryCounts,
     information_of_counts,
@@ -59,7 +59,7 @@ def test_counting_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 4, 50), rng.integers(0, 2, 50), rng.integers(NO_EVENT, 4, (50, 7))
     whole = CategoryCounts.of(*rows, 4)
-    monkeypatch.setattr("recsys.mutual_information.CELLS_AT_ONCE", 21)
+    monkeypatch.setattr("benchmarks.mutual_information.CELLS_AT_ONCE", 21)
     parts = CategoryCounts.of(*rows, 4)
     for field in ("clicked", "other", "clicks", "others"):
         assert np.array_equal(getattr(whole, field), getattr(parts, field))
