@@ -281,3 +281,16 @@ def test_a_refit_takes_the_settings_and_the_best_epoch_of_a_run(prepared: Prepar
     other = TrainConfig(data=prepared.folder, model="bert4rec", out=tmp_path / "fourth", refit=run.folder)
     with pytest.raises(DataError, match="--refit needs a 'bert4rec' run on train"):
         train(other, Reporter(quiet=True))
+
+
+def test_a_run_of_an_earlier_version_may_be_begun_with(tmp_path: Path) -> None:
+    """Its config names no setting that came later: what it lacks is what the default does."""
+    data = tiny_prepared(tmp_path)
+    run = trained(data, tmp_path / "first")
+    config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    for later in ("text_pooling", "text_components", "id_dropout"):
+        del config["model"][later]
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    begun = trained(data, tmp_path / "second", "training.epochs=0", init=run.folder)
+    first, second = (load_file(folder / "model.safetensors") for folder in (run.folder, begun.folder))
+    assert all(torch.equal(first[name], second[name]) for name in first)
