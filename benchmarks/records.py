@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import polars as pl
 import yaml
 
 from models.registry import preset
@@ -50,10 +48,8 @@ class Experiment:
     protocol: Literal["full ranking", "clicks"] = "full ranking"
 
     def log(self, work: Path) -> Path:
-        """The log: below RECSYS_DATA, of an array as a table; or MovieLens-100K as the demo has it."""
-        if self.source == "movielens-100k":
-            return movielens_100k(work / "log")
-        return as_table(data_file(self.source), work) if self.source.endswith(".npy") else data_file(self.source)
+        """The log: below RECSYS_DATA, or MovieLens-100K as the demo has it."""
+        return movielens_100k(work / "log") if self.source == "movielens-100k" else data_file(self.source)
 
     def ingest_options(self) -> dict[str, Any]:
         """Options of `recsys ingest`; the item table lies below RECSYS_DATA too."""
@@ -99,16 +95,6 @@ class Judged:
 
 def _hash(content: list[Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def as_table(array: Path, work: Path) -> Path:
-    """Check-ins [N, 3] of user, place and minute as a Parquet file."""
-    user, place, minute = np.load(array).T
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / f"{array.stem}.parquet"
-    seconds = minute.astype(np.int64) * 60
-    pl.DataFrame({"user": user, "place": place, "timestamp": seconds}).write_parquet(path)
-    return path
 
 
 def with_item_table(options: dict[str, Any]) -> dict[str, Any]:
