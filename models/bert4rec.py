@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from recsys.batches import Histories, TrainBatch, WindowShape
 from recsys.errors import ConfigError
 from recsys.item_vectors import ItemsConfig, learn_texts, make_items
-from recsys.layers import BlockStack, Dropout, KeyValues, Norm, init_weights, interval_buckets
+from recsys.layers import BlockStack, Dropout, KeyValues, Norm, init_weights
 from recsys.losses import CatalogLoss, LossConfig
 from recsys.sequences import IntArray, Windows
+from recsys.time_buckets import interval_buckets
 
 NORM_EPS = 1e-12
 

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape, next_item_batch
 from recsys.item_vectors import ItemsConfig, learn_texts, make_items
-from recsys.layers import BlockStack, Count, Dropout, KeyValues, Remembered, init_weights, interval_buckets
+from recsys.layers import BlockStack, Count, Dropout, KeyValues, Remembered, init_weights
 from recsys.losses import CatalogLoss, LossConfig
 from recsys.sequences import IntArray, Windows
+from recsys.time_buckets import interval_buckets
 
 NORM_EPS = 1e-8
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from recsys.layers import MICROSECONDS, log_buckets
+from recsys.time_buckets import MICROSECONDS, log_buckets
 
 INIT_STD = 0.01
 

@@ -34,7 +34,6 @@ SMALLEST = {
 Norm = Literal["pre", "post", "both"]
 Count: TypeAlias = Any
 """A number of events: an int, or in a graph that is exported a `torch.SymInt`, which torch's stubs do not know."""
-MICROSECONDS = 1_000_000
 SINK_START = 2.0
 """First logit of attending to nothing: as much as seven events that a head is indifferent to."""
 ROTARY_BASE = 100.0
@@ -384,20 +383,6 @@ class BlockStack(nn.Module):
             x, cached = block(x, past)
             longer.append(cached)
         return self.norm(x), tuple(longer)
-
-
-def interval_buckets(timestamps: Int[Tensor, "B L"], num_buckets: int) -> Int[Tensor, "B L"]:
-    """Bucket of the time since the event before: 1 + log2(1 + seconds), rounded down, at most the last bucket.
-
-    Bucket 0 is an unknown time: that of a window's first event, which would change with the window.
-    """
-    seconds = torch.diff(timestamps).clamp(min=0) // MICROSECONDS
-    return F.pad(log_buckets(seconds, num_buckets), (1, 0))
-
-
-def log_buckets(seconds: Int[Tensor, "*N"], num_buckets: int) -> Int[Tensor, "*N"]:
-    """1 + log2(1 + seconds), rounded down, at most `num_buckets` - 1."""
-    return (1 + torch.log2(1 + seconds.double()).long()).clamp(max=num_buckets - 1)
 
 
 def last_valid(states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B 1 D"]:

@@ -20,7 +20,7 @@ from recsys.batches import Histories
 from recsys.contracts import TrainableRanker
 from recsys.errors import ConfigError
 from recsys.event_fields import FieldTables, Seen, masked_softmax
-from recsys.layers import log_buckets
+from recsys.time_buckets import log_buckets
 
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
 LAYOUTS = pytest.mark.parametrize(
