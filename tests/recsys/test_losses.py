@@ -1,17 +1,16 @@
-"""Losses over the catalogue against their formulas, position by position: values, gradients and memory."""
+"""Losses over the catalogue against their formulas, position by position: values and gradients."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loss_problems import Problem, drawn_loss, problem
 from torch import Tensor
 from torch.testing import assert_close
-from watching import largest_tensor, peak_bytes
 
 from recsys import losses
 from recsys.errors import ConfigError
@@ -36,33 +35,6 @@ SIZES = {
     "scale": st.sampled_from([1.0, 60.0]),
 }
 """`scale` is of the states: small scores go through the exponential as they are, large ones less their maximum."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """States [N, D] and a table [V, D] that ask for gradients in float64, and targets [N]."""
-
-    states: Tensor
-    table: Tensor
-    target: Tensor
-
-    def vectors(self, rows: Tensor | None = None) -> Tensor:
-        """What a model's `item_vectors` gives."""
-        return self.table if rows is None else self.table[rows]
-
-    def scores(self) -> Tensor:
-        """Of every position and item row, [N, V]."""
-        return self.states @ self.table.T
-
-
-def problem(count: int, width: int, items: int, seed: int = 0, scale: float = 1.0) -> Problem:
-    """Random numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    return Problem(
-        states=(scale * torch.randn(count, width, generator=generator, dtype=torch.float64)).requires_grad_(),
-        table=torch.randn(items + 1, width, generator=generator, dtype=torch.float64, requires_grad=True),
-        target=torch.randint(1, items + 1, (count,), generator=generator),
-    )
 
 
 def shared_negatives(task: Problem, seed: int = 0) -> Negatives:
@@ -254,15 +226,6 @@ def test_the_configured_loss_is_the_one_computed(kind: str, log_q: bool) -> None
     assert_same(loss(task.states, task.vectors, task.target, used), by_hand(kind, task, used, config), task)
 
 
-def drawn_loss(kind: str, task: Problem, num_negatives: int = 5, num_items: int | None = None) -> Callable[[], Tensor]:
-    """A computation of the loss with fixed negatives."""
-    items = num_items or len(task.table) - 1
-    loss = CatalogLoss(LossConfig(kind=kind, negatives=num_negatives), items)  # type: ignore[arg-type]
-    drawn = loss.negatives(task.target[None].numpy(), np.random.default_rng(0))
-    used = None if drawn is None else drawn.at(torch.ones(1, len(task.target), dtype=torch.bool))
-    return lambda: loss(task.states, task.vectors, task.target, used)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_positions_loss_and_gradients_are_zero(kind: str) -> None:
     task = problem(0, 3, 8)
@@ -373,43 +336,6 @@ def test_bfloat16_keeps_the_small_gradients_of_confident_predictions() -> None:
     assert loss.item() == pytest.approx(truth.item(), rel=0.02)
     (ours,), (theirs,) = torch.autograd.grad(loss, task.states), torch.autograd.grad(truth, exact.states)
     assert (ours - theirs).norm() < 0.02 * theirs.norm()
-
-
-def step(kind: str, count: int, items: int, width: int = 3, negatives: int = 40) -> Callable[[], None]:
-    """Loss and gradients of `count` positions over a catalogue of `items`."""
-    task = problem(count, width, items)
-    compute = drawn_loss(kind, task, negatives)
-    return lambda: compute().backward()
-
-
-def test_softmax_holds_no_more_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """200,000 logits in all; the gradients of states and table must be held."""
-    monkeypatch.setattr(losses, "CPU_LOGITS", 2000)
-    for count in (20, 500):
-        assert largest_tensor(step("softmax", count, items=400)) <= max(2000, 500 * 3, 401 * 3)
-
-
-def test_sampled_softmax_holds_no_more_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CPU_LOGITS", 2000)
-    for count in (20, 500):
-        assert largest_tensor(step("sampled-softmax", count, items=400)) <= max(2000, 500 * 3, 401 * 3)
-    assert largest_tensor(step("sampled-softmax", 500, items=30_000)) == 30_001 * 3, "the table's gradient"
-
-
-def test_the_peak_grows_with_states_and_not_with_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most a dozen copies of what was added to the states, where the logits would be 400 / 3 times as much."""
-    monkeypatch.setattr(losses, "CPU_LOGITS", 2000)
-    for kind in ("softmax", "sampled-softmax"):
-        few, many = (peak_bytes(step(kind, count, items=400)) for count in (1000, 5000))
-        assert few > 2000 * 8, "a peak that counts nothing would be as flat"
-        assert many - few < 12 * 4000 * 3 * 8
-
-
-def test_the_peak_of_a_sampled_softmax_grows_with_the_table_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full one adds gradients and sums of them; this one what indexing the table gives back, twice at most."""
-    monkeypatch.setattr(losses, "CPU_LOGITS", 2000)
-    small, large = (peak_bytes(step("sampled-softmax", 500, items=items)) for items in (1000, 50_000))
-    assert large - small < 3.1 * 49_000 * 3 * 8
 
 
 @pytest.mark.parametrize(
