@@ -1,0 +1,168 @@
+"""Commands from logs to prepared data; each imports what it needs when it is called."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipelines.options import Json, Overwrite, pairs
+from pipelines.printing import finish, print_json
+from pipelines.reporter import Reporter
+
+app = typer.Typer()
+
+
+@app.command()
+def ingest(
+    sources: Annotated[list[Path], typer.Argument(help="Log files or folders, .gz too.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the new dataset.", show_default=False)],
+    format: Annotated[  # noqa: A002 - the option's public name
+        Literal["auto", "recbole", "csv", "jsonl", "json", "parquet", "movielens", "sequences", "npy"],
+        typer.Option(help="Form of the sources."),
+    ] = "auto",
+    map: Annotated[  # noqa: A002 - the option's public name
+        list[str], typer.Option(help="role=column, e.g. user_id=uid; an empty column says the role is not there.")
+    ] = [],  # noqa: B006 - typer copies it
+    columns: Annotated[str, typer.Option(help="Names of the fields of files without a header: a,b,c.")] = "",
+    delimiter: Annotated[str | None, typer.Option(help="Field separator; found out by default.")] = None,
+    encoding: Annotated[str, typer.Option(help="Text encoding of the sources.")] = "utf-8",
+    time_unit: Annotated[
+        Literal["auto", "s", "ms", "us", "ns", "min", "iso"], typer.Option(help="Unit of the timestamps.")
+    ] = "auto",
+    items: Annotated[Path | None, typer.Option(help="Item table with titles and other attributes.")] = None,
+    items_map: Annotated[list[str], typer.Option(help="attribute=column of the item table.")] = [],  # noqa: B006
+    duplicates: Annotated[
+        Literal["drop", "keep"], typer.Option(help="What to do with exact repeats of an event.")
+    ] = "drop",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Read logs into a validated dataset; rows that are no events are kept in rejected.parquet.
+
+    Example: `recsys ingest logs/*.csv.gz --map user_id=uid --map item_id=sku --out data/shop`
+    """
+    from pipelines.ingest import IngestConfig
+    from pipelines.ingest import ingest as run
+
+    config = IngestConfig(
+        sources=tuple(sources),
+        out=out,
+        format=format,
+        mapping=pairs(map, "--map"),
+        columns=tuple(name.strip() for name in columns.split(",") if name.strip()),
+        delimiter=delimiter,
+        encoding=encoding,
+        time_unit=time_unit,
+        items=items,
+        items_mapping=pairs(items_map, "--items-map"),
+        duplicates=duplicates,
+        overwrite=overwrite,
+    )
+    finish(out, run(config, Reporter()).manifest, as_json)
+
+
+@app.command()
+def combine(
+    datasets: Annotated[list[Path], typer.Argument(help="Outputs of `recsys ingest`.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the new dataset.", show_default=False)],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Put several datasets into one, ids behind the folders' names: what a text model is pretrained on.
+
+    Example: `recsys combine data/shop data/books --out data/both`
+    """
+    from pipelines.combine import CombineConfig
+    from pipelines.combine import combine as run
+
+    dataset = run(CombineConfig(datasets=tuple(datasets), out=out, overwrite=overwrite))
+    finish(out, dataset.manifest, as_json)
+
+
+@app.command()
+def prepare(
+    dataset: Annotated[Path, typer.Argument(help="Output of `recsys ingest`.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the prepared data.", show_default=False)],
+    split: Annotated[
+        Literal["time", "last-item"],
+        typer.Option(help="One instant for all users, or leave-one-out (parity with papers; looks into the future)."),
+    ] = "time",
+    validation_share: Annotated[float, typer.Option(help="Share of the events in validation (split by time).")] = 0.1,
+    test_share: Annotated[float, typer.Option(help="Share of the events in test (split by time).")] = 0.1,
+    validation_from: Annotated[str | None, typer.Option(help="ISO instant, UTC; in place of shares.")] = None,
+    test_from: Annotated[str | None, typer.Option(help="ISO instant, UTC; in place of shares.")] = None,
+    min_user_events: Annotated[int, typer.Option(min=1, help="k-core: events a user must keep.")] = 1,
+    min_item_events: Annotated[int, typer.Option(min=1, help="k-core: events an item must keep.")] = 1,
+    seen: Annotated[
+        Literal["auto", "exclude", "keep"],
+        typer.Option(help="May items of the history be recommended? auto: keep where users repeat items."),
+    ] = "auto",
+    extend: Annotated[
+        Path | None, typer.Option(help="Earlier prepared data whose catalogue rows keep their meaning.")
+    ] = None,
+    retire: Annotated[
+        Path | None, typer.Option(help="Text file of item ids, one a line, that may no longer be recommended.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a dataset into a catalogue, memory-mapped histories, a split and its evaluation cases.
+
+    Example: `recsys prepare data/shop --min-item-events 5 --out data/shop-prepared`
+    """
+    from pipelines.prepare import PrepareConfig
+    from pipelines.prepare import prepare as run
+
+    reporter = Reporter()
+    if split == "last-item":
+        reporter.say(
+            "warning: split last-item trains on events later than some test events, so its figures look into the "
+            "future; use it for parity with papers, and --split time to decide what ships."
+        )
+    config = PrepareConfig(
+        dataset=dataset,
+        out=out,
+        split=split,
+        validation_share=validation_share,
+        test_share=test_share,
+        validation_from=validation_from,
+        test_from=test_from,
+        min_user_events=min_user_events,
+        min_item_events=min_item_events,
+        seen=seen,
+        extend=extend,
+        retire=retire,
+        overwrite=overwrite,
+    )
+    finish(out, run(config).manifest, as_json)
+
+
+@app.command()
+def embed(
+    data: Annotated[
+        Path, typer.Argument(help="Output of `recsys ingest` or `recsys prepare`, with texts.", show_default=False)
+    ],
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Folder of a Hugging Face model, or its hub name; the installed MiniLM by default."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
+    pooling: Annotated[
+        Literal["mean", "last"], typer.Option(help="Mean of the last states (encoders) or the last token (decoders).")
+    ] = "mean",
+    as_json: Json = False,
+) -> None:
+    """Encode all item texts into the store of vectors (RECSYS_TEXT_VECTORS), each once: what is there is not encoded
+    again, and a run that was killed goes on.
+
+    Examples: `recsys embed data/shop-prepared`, `recsys embed data/shop --encoder models/e5 --pooling last`
+    """
+    from pipelines.embed import EmbedConfig
+    from pipelines.embed import embed as run
+
+    counts = run(EmbedConfig(data=data, encoder=encoder, revision=revision, pooling=pooling), Reporter())
+    if as_json:
+        print_json(counts)
+    else:
+        for key, value in counts.items():
+            typer.echo(f"{key}: {value}")

@@ -1,0 +1,121 @@
+"""Commands from a run to the service, and all of them in one; each imports what it needs when it is called."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.options import Json, Overwrite, Seed
+from pipelines.printing import finish, print_json, result_console
+from pipelines.reporter import Reporter
+from recsys import __version__
+from recsys.errors import ConfigError
+
+app = typer.Typer()
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Output of `recsys train`.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.", show_default=False)],
+    ranker: Annotated[
+        Path | None, typer.Option(help="Run of dare on the same data: a second stage, which ranks what RUN finds.")
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="How many items it ranks (with --ranker); 500 by default.", show_default=False)
+    ] = None,
+    rank_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Final score = RUN's + weight x ranker's (with --ranker), inf: the ranker's alone. By default what "
+            "`recsys evaluate RANKER --rerank RUN` found best.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write the bundle that serving reads: weights, ONNX encoder, exact index, catalogue, hashes of all.
+
+    Examples: `recsys export runs/sasrec --out bundles/sasrec`,
+    `recsys export runs/sasrec --ranker runs/dare --out bundles/two-stages`
+    """
+    from pipelines.export import ExportConfig
+    from pipelines.export import export as write
+    from pipelines.export_ranker import RankingConfig
+
+    given = {"candidates": candidates, "weight": rank_weight}
+    ranking = RankingConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    config = ExportConfig(run=run, out=out, overwrite=overwrite, ranker=ranker, ranking=ranking)
+    finish(out, write(config).manifest, as_json)
+
+
+@app.command()
+def register(
+    bundle: Annotated[Path | None, typer.Argument(help="Output of `recsys export`.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the registered model.")] = "recsys",
+    alias: Annotated[str, typer.Option(help="Alias to point at the new version.")] = "champion",
+    rollback: Annotated[bool, typer.Option("--rollback", help="Point the alias back at the version before.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a bundle into the MLflow registry under an alias, or move the alias back.
+
+    Examples: `recsys register bundles/sasrec --alias champion`, `recsys register --rollback`
+    """
+    from recsys.bundle import open_bundle
+    from recsys.registry import register_bundle, roll_back
+
+    if rollback == (bundle is not None):
+        raise ConfigError("register: name a bundle to register, or pass --rollback, one of the two.")
+    entry = roll_back(name, alias) if bundle is None else register_bundle(open_bundle(bundle), name, alias)
+    if as_json:
+        print_json(asdict(entry))
+    else:
+        before = f" (was version {entry.previous})" if entry.previous else ""
+        typer.echo(f"models:/{entry.name}@{entry.alias} is version {entry.version}{before}")
+
+
+@app.command()
+def serve(
+    bundle: Annotated[str, typer.Argument(help="Bundle folder, or models:/NAME@ALIAS.", show_default=False)],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    state: Annotated[Path | None, typer.Option(help="SQLite file with the users' histories.")] = None,
+) -> None:
+    """Serve a bundle over HTTP, with a page at /.
+
+    Examples: `recsys serve bundles/sasrec`, `recsys serve models:/recsys@champion --port 8080`
+    """
+    from recsys.registry import URI_PREFIX, fetch_bundle
+    from serving.run import serve as run
+
+    run(fetch_bundle(bundle) if bundle.startswith(URI_PREFIX) else Path(bundle), host=host, port=port, state=state)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes but the MLflow store.")] = Path(
+        "demo"
+    ),
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """All of it on MovieLens-100K: ingest, prepare, train, evaluate, compare, export, register.
+
+    Example: `recsys demo` then `recsys serve demo/bundle`
+    """
+    from pipelines.demo import demo as run
+    from pipelines.demo import print_demo
+
+    result = run(out, seed, Reporter())
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        print_demo(result, result_console())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
