@@ -1,9 +1,12 @@
 """Small runs of `recsys train` for tests, and what they hold."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -54,6 +57,27 @@ def assert_same_weights(first: Run, second: Run) -> None:
     ours, theirs = load_file(first.folder / "model.safetensors"), load_file(second.folder / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@contextmanager
+def cut_at(owner: type, method: str, call: int) -> Iterator[None]:
+    """A training within is interrupted by call number `call` (from 1) of a method; that it was is checked."""
+    original, calls = getattr(owner, method), 0
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, method, dying)
+        try:
+            yield
+        except KeyboardInterrupt:
+            return
+    pytest.fail(f"{owner.__name__}.{method} was called {calls} times, and call {call} was to interrupt")
 
 
 def killed_while_saving(number: int) -> str:

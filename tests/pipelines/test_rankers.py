@@ -15,7 +15,7 @@ from builders import random_rows, write_dataset
 from command_line import run_recsys
 from rich.console import Console
 from safetensors.torch import load_file
-from training import assert_same_weights, epochs, trained
+from training import assert_same_weights, cut_at, epochs, trained
 
 from models.dare import DARE
 from pipelines.evaluate import EvaluateConfig, evaluate
@@ -27,7 +27,7 @@ from pipelines.reporter import Reporter
 from pipelines.search import SweepConfig, make_search
 from pipelines.tables import evaluation_table
 from pipelines.train import train
-from recsys.batches import Histories, TrainBatch
+from recsys.batches import Histories
 from recsys.click_metrics import click_metrics
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared
@@ -265,24 +265,12 @@ def test_a_correcting_ranker_is_repeated_and_refitted_with_its_retriever(
     assert list(evaluate(judged, quiet()).runs) == ["shop", "refit over shop"]
 
 
-def test_a_killed_correcting_ranker_goes_on_bit_for_bit(
-    prepared: Prepared, retriever_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_correcting_ranker_goes_on_bit_for_bit(prepared: Prepared, retriever_run: Run, tmp_path: Path) -> None:
     """The retriever's answers are drawn again as they would have been."""
     often = "training.checkpoint_seconds=0.000001"
     whole = fit(prepared, tmp_path / "whole", often, retriever=retriever_run.folder)
-    with monkeypatch.context() as patch:
-        original, calls = DARE.loss, []
-
-        def dying(model: DARE, batch: TrainBatch) -> torch.Tensor:
-            calls.append(1)
-            if len(calls) == 5:
-                raise KeyboardInterrupt
-            return original(model, batch)
-
-        patch.setattr(DARE, "loss", dying)
-        with pytest.raises(KeyboardInterrupt):
-            fit(prepared, tmp_path / "cut", often, retriever=retriever_run.folder)
+    with cut_at(DARE, "loss", 5):
+        fit(prepared, tmp_path / "cut", often, retriever=retriever_run.folder)
     cut = fit(prepared, tmp_path / "cut", often, retriever=retriever_run.folder)
     assert_same_weights(whole, cut)
     assert epochs(whole) == epochs(cut)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from shops import shop, shop_encoder, small
-from training import SMALL, assert_same_weights, epochs, run_of
+from training import SMALL, assert_same_weights, cut_at, epochs, run_of
 
 from models.hierarchical import Hierarchical
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export
 from pipelines.loading import run_scorer
 from pipelines.reporter import Reporter
-from recsys.batches import Histories, TrainBatch
+from recsys.batches import Histories
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared
 from recsys.runs import Run
@@ -83,23 +83,11 @@ def test_a_start_does_not_bring_its_own_teacher(
     assert torch.equal(features, load_file(other.folder / "model.safetensors")["item_matrix"])
 
 
-def test_a_killed_student_goes_on_bit_for_bit(
-    data: Prepared, teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_student_goes_on_bit_for_bit(data: Prepared, teacher: Run, tmp_path: Path) -> None:
     settings = (*TINY, "training.checkpoint_seconds=0.000001")
     whole = run_of(data, tmp_path / "whole", "hierarchical", settings, teacher=teacher.folder)
-    with monkeypatch.context() as patch:
-        original, calls = Hierarchical.loss, []
-
-        def dying(model: Hierarchical, batch: TrainBatch) -> torch.Tensor:
-            calls.append(1)
-            if len(calls) == 8:
-                raise KeyboardInterrupt
-            return original(model, batch)
-
-        patch.setattr(Hierarchical, "loss", dying)
-        with pytest.raises(KeyboardInterrupt):
-            run_of(data, tmp_path / "cut", "hierarchical", settings, teacher=teacher.folder)
+    with cut_at(Hierarchical, "loss", 8):
+        run_of(data, tmp_path / "cut", "hierarchical", settings, teacher=teacher.folder)
     cut = run_of(data, tmp_path / "cut", "hierarchical", settings, teacher=teacher.folder)
     assert_same_weights(whole, cut)
     assert epochs(whole) == epochs(cut)

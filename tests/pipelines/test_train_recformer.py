@@ -15,7 +15,7 @@ import torch
 from builders import random_rows, write_dataset
 from safetensors.torch import load_file
 from shops import COLOURS, THINGS, shop, shop_encoder, small
-from training import assert_same_weights, epochs, run_of
+from training import assert_same_weights, cut_at, epochs, run_of
 
 from models.recformer import Recformer
 from pipelines.evaluate import EvaluateConfig, evaluate
@@ -188,24 +188,10 @@ def test_rows_of_the_matrix_are_the_texts_of_the_catalogue(fit: Any, goal: Prepa
         assert tokens == expected
 
 
-def test_a_killed_run_goes_on_bit_for_bit(
-    fit: Any, goal: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(fit: Any, goal: Prepared, tmp_path: Path) -> None:
     whole = fit(goal, tmp_path / "whole", "training.epochs=3")
-    with monkeypatch.context() as patch:
-        original = SequenceStore.windows
-        calls = 0
-
-        def dying(*arguments: Any, **options: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == 12:
-                raise KeyboardInterrupt
-            return original(*arguments, **options)
-
-        patch.setattr(SequenceStore, "windows", dying)
-        with pytest.raises(KeyboardInterrupt):
-            fit(goal, tmp_path / "cut", "training.epochs=3", "training.checkpoint_seconds=0.000001")
+    with cut_at(SequenceStore, "windows", 12):
+        fit(goal, tmp_path / "cut", "training.epochs=3", "training.checkpoint_seconds=0.000001")
     cut = fit(goal, tmp_path / "cut", "training.epochs=3", "training.checkpoint_seconds=0.000001")
     assert_same_weights(whole, cut)
     assert epochs(whole) == epochs(cut)
