@@ -17,7 +17,7 @@ from recsys.batches import Histories
 from recsys.errors import ConfigError, DataError
 from recsys.item_text import has_text, item_texts
 from recsys.splits import TrainingEvents
-from recsys.text_vectors import Pooling, SentenceEncoder, default_store, text_vectors
+from recsys.text_vectors import Pooling, default_store, named_encoder, text_vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class TextSimilarity:
         """From the item table alone; texts that were encoded once come from the store."""
         if not has_text(items):
             raise DataError("text-similarity: the item table has no text; ingest an item table with --items.")
-        encoder = SentenceEncoder(config.text_encoder, config.text_revision, pooling=config.text_pooling)
+        encoder = named_encoder(config.text_encoder, config.text_revision, config.text_pooling)
         return cls(config, text_vectors(["", *item_texts(items)], encoder, default_store()))
 
     def scores(self, batch: Histories) -> Float[Tensor, "B V"]:

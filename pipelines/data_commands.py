@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines.options import Json, Overwrite, pairs
-from pipelines.printing import finish, print_json
+from pipelines.printing import finish, print_figures
 from pipelines.reporter import Reporter
 
 app = typer.Typer()
@@ -144,9 +144,23 @@ def embed(
     ],
     encoder: Annotated[
         str | None,
-        typer.Option(help="Folder of a Hugging Face model, or its hub name; the installed MiniLM by default."),
+        typer.Option(
+            help="Folder of a Hugging Face model, or its hub name; the installed MiniLM by default. With --endpoint "
+            "the model's name there."
+        ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Server of the OpenAI API whose /embeddings encodes: http://127.0.0.1:8000/v1.")
+    ] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(help="Numbers of a vector, where the server is to give fewer than it could.")
+    ] = None,
+    api_key_env: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = (
+        "RECSYS_LLM_API_KEY"
+    ),
+    requests_per_minute: Annotated[float | None, typer.Option(help="Most requests a minute, of 64 texts each.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="Most tokens a minute.")] = None,
     pooling: Annotated[
         Literal["mean", "last"], typer.Option(help="Mean of the last states (encoders) or the last token (decoders).")
     ] = "mean",
@@ -155,14 +169,24 @@ def embed(
     """Encode all item texts into the store of vectors (RECSYS_TEXT_VECTORS), each once: what is there is not encoded
     again, and a run that was killed goes on.
 
-    Examples: `recsys embed data/shop-prepared`, `recsys embed data/shop --encoder models/e5 --pooling last`
+    Examples: `recsys embed data/shop-prepared`, `recsys embed data/shop --encoder models/e5 --pooling last`,
+    `recsys embed data/shop --endpoint http://127.0.0.1:8000/v1 --encoder BAAI/bge-m3`
     """
     from pipelines.embed import EmbedConfig
     from pipelines.embed import embed as run
 
-    counts = run(EmbedConfig(data=data, encoder=encoder, revision=revision, pooling=pooling), Reporter())
-    if as_json:
-        print_json(counts)
-    else:
-        for key, value in counts.items():
-            typer.echo(f"{key}: {value}")
+    server = None
+    if endpoint is not None:
+        from recsys.llm.endpoint import EndpointConfig
+
+        server = EndpointConfig(
+            url=endpoint,
+            api_key_env=api_key_env,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+        )
+    config = EmbedConfig(
+        data=data, encoder=encoder, revision=revision, pooling=pooling, endpoint=server, dimensions=dimensions
+    )
+
+    print_figures(run(config, Reporter()), as_json)

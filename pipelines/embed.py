@@ -3,24 +3,35 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from pipelines.reporter import Reporter
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 from recsys.item_text import item_texts
-from recsys.text_vectors import Pooling, SentenceEncoder, default_store, text_vectors
+from recsys.text_vectors import Pooling, SentenceEncoder, TextEncoder, default_store, text_vectors
+
+if TYPE_CHECKING:
+    from recsys.llm.endpoint import EndpointConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
-    """Settings of `recsys embed`; `encoder` None is the installed MiniLM."""
+    """Settings of `recsys embed`; `encoder` None is the installed MiniLM, with an `endpoint` a model served there."""
 
     data: Path
     encoder: str | None = None
     revision: str | None = None
     pooling: Pooling = "mean"
+    endpoint: "EndpointConfig | None" = None
+    dimensions: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.endpoint is None and self.dimensions is not None:
+            raise ConfigError(f"--dimensions {self.dimensions}: is for a server's vectors; give its --endpoint.")
+        if self.endpoint is not None and (self.encoder is None or self.pooling != "mean"):
+            raise ConfigError("--endpoint: name the model with --encoder; it pools as it is served, so no --pooling.")
 
 
 def embed(config: EmbedConfig, reporter: Reporter) -> dict[str, Any]:
@@ -33,7 +44,7 @@ def embed(config: EmbedConfig, reporter: Reporter) -> dict[str, Any]:
     texts = [text for text in item_texts(pl.read_parquet(path)) if text]
     if not texts:
         raise DataError(f"embed: {config.data} has no item text; ingest an item table with --items.")
-    encoder = SentenceEncoder(config.encoder, config.revision, pooling=config.pooling)
+    encoder, name = encoder_of(config)
     encoded, began = 0, time.monotonic()
     with reporter.task("embed", len(set(texts))) as advance:
 
@@ -52,5 +63,18 @@ def embed(config: EmbedConfig, reporter: Reporter) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "texts_per_second": round(encoded / seconds, 1),
         "encoder": encoder.identity,
+        "text_encoder": name,
         "store": str(default_store()),
     }
+
+
+def encoder_of(config: EmbedConfig) -> tuple[TextEncoder, str | None]:
+    """The encoder, and what `model.text_encoder` of a training is to say to find its vectors."""
+    if config.endpoint is None:
+        return SentenceEncoder(config.encoder, config.revision, pooling=config.pooling), config.encoder
+    from recsys.llm.embeddings import EndpointEncoder
+    from recsys.llm.endpoint import Endpoint
+    from recsys.llm.stored_texts import EndpointTexts
+
+    texts = EndpointTexts(model=config.encoder or "", revision=config.revision, dimensions=config.dimensions)
+    return EndpointEncoder(Endpoint(config.endpoint), texts), texts.name

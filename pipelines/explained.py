@@ -6,6 +6,7 @@ EXTRAS = {
     "train": ("torch", "jaxtyping", "accelerate", "scipy", "onnx", "onnxscript"),
     "serve": ("fastapi", "starlette", "uvicorn", "onnxruntime", "prometheus_client", "jinja2", "redis", "limits"),
     "text": ("transformers", "tokenizers"),
+    "llm": ("httpx", "jsonschema", "referencing", "peft"),
     "hpo": ("optuna",),
 }
 

@@ -24,7 +24,7 @@ from recsys.runs import WEIGHTS, Run
 from recsys.splits import FitOn, Part
 from recsys.text_encoder import encoder_shape, first_position, network_weights
 from recsys.text_items import controlled
-from recsys.text_vectors import SentenceEncoder, default_store, text_vectors
+from recsys.text_vectors import TextEncoder, default_store, named_encoder, text_vectors
 
 CHECKED_HISTORIES = 64
 
@@ -92,7 +92,7 @@ def no_history(prepared: Prepared, fit_on: FitOn) -> NoHistory:
     return NoHistory(description, scores)
 
 
-def text_encoder(config: ModelConfig, prepared: Prepared) -> SentenceEncoder | None:
+def text_encoder(config: ModelConfig, prepared: Prepared) -> TextEncoder | None:
     """The encoder of a model whose items are frozen vectors of their texts, None for others."""
     values = config.values
     made_of = getattr(values, "items", "")
@@ -101,7 +101,7 @@ def text_encoder(config: ModelConfig, prepared: Prepared) -> SentenceEncoder | N
     if not has_text(prepared.items):
         other = f" for model.items={made_of} to be made of; set model.items=table, or" if made_of else ";"
         raise DataError(f"train: {prepared.folder} has no item text{other} ingest an item table with --items.")
-    return SentenceEncoder(values.text_encoder, values.text_revision, pooling=values.text_pooling)
+    return named_encoder(values.text_encoder, values.text_revision, values.text_pooling)
 
 
 def text_network(config: ModelConfig, prepared: Prepared) -> Pretrained | None:
@@ -165,16 +165,16 @@ def start_from(model: torch.nn.Module, run: Run, prepared: Prepared) -> None:
     model.load_state_dict({name: stored[name] for name in taken}, strict=False)
 
 
-def text_features(prepared: Prepared, encoder: SentenceEncoder, values: Any, reporter: Reporter) -> torch.Tensor:
+def text_features(prepared: Prepared, encoder: TextEncoder, values: Any, reporter: Reporter) -> torch.Tensor:
     """Vectors [V, F] of all items' texts, padding's first, as the model's config `values` want them; encoded once."""
-    if encoder.width != values.text_width:
-        raise ConfigError(
-            f"train: model.text_width={values.text_width}, and the encoder's vectors have {encoder.width} numbers; set "
-            f"model.text_width={encoder.width}."
-        )
     texts = ["", *item_texts(prepared.items)]
     with reporter.task("encode item texts", len(texts)) as advance:
         vectors = text_vectors(texts, encoder, default_store(), advance)
+    if (width := vectors.shape[1]) != values.text_width:
+        raise ConfigError(
+            f"train: model.text_width={values.text_width}, and the encoder's vectors have {width} numbers; set "
+            f"model.text_width={width}."
+        )
     return torch.from_numpy(controlled(vectors, values.text_control))
 
 

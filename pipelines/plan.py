@@ -15,7 +15,7 @@ from recsys.prepared import Prepared, open_prepared
 from recsys.pretrained import Pretrained
 from recsys.runs import WEIGHTS, Run, open_run
 from recsys.splits import FitOn, TrainingEvents
-from recsys.text_vectors import SentenceEncoder
+from recsys.text_vectors import TextEncoder
 from recsys.training import TrainingConfig
 
 
@@ -62,7 +62,7 @@ class Plan:
     stop_after: int | None = None
     fit_on: FitOn = "train"
     selected: dict[str, float] = field(default_factory=dict)
-    encoder: SentenceEncoder | None = None
+    encoder: TextEncoder | None = None
     network: Pretrained | None = None
     start: Run | None = None
     teacher: Run | None = None

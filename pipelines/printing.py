@@ -18,6 +18,15 @@ def finish(out: Path, manifest: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"  {key}: {value}")
 
 
+def print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    """One a line, or one JSON object."""
+    if as_json:
+        print_json(figures)
+        return
+    for key, value in figures.items():
+        typer.echo(f"{key}: {value}")
+
+
 def result_console() -> Console:
     """Standard output, as wide as tables need when piped."""
     console = Console()

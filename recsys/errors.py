@@ -33,3 +33,11 @@ class GateError(RecsysError):
     """A quality gate said no: the step ran, and its result must not be used."""
 
     exit_code = 3
+
+
+class EndpointError(RecsysError):
+    """A language model's server does not answer, or not as one."""
+
+
+class BudgetError(RecsysError):
+    """The next call could cost more than the job may spend."""

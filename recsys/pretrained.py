@@ -1,4 +1,4 @@
-"""Pretrained text encoders of Hugging Face: a folder, a hub name with its revision, or the MiniLM that comes along."""
+"""Pretrained models of Hugging Face: a folder, a hub name with its revision, or the MiniLM that comes along."""
 
 import hashlib
 import json
@@ -19,24 +19,35 @@ FILES = ("config.json", "tokenizer.json", WEIGHTS)
 
 
 class Pretrained:
-    """Where an encoder lies and what identifies it. `source` None is the installed MiniLM (all-MiniLM-L6-v2)."""
+    """Where a model lies and what identifies it. `source` None is the installed MiniLM (all-MiniLM-L6-v2).
 
-    def __init__(self, source: str | None = None, revision: str | None = None) -> None:
+    `what` it is and which `settings` name it and its revision are for error messages.
+    """
+
+    def __init__(
+        self,
+        source: str | None = None,
+        revision: str | None = None,
+        what: str = "text encoder",
+        settings: tuple[str, str] = ("model.text_encoder", "model.text_revision"),
+    ) -> None:
         self.place = str(embedded_minilm()) if source is None else source
-        self.revision = revision
+        self.revision, self.what, self.settings = revision, what, settings
         if not Path(self.place).is_dir() and revision is None:
             raise ConfigError(
-                f"text encoder {self.place!r}: is no folder, and a hub model needs its revision (a commit), so that "
-                "vectors stay what they are; set model.text_revision."
+                f"{what} {self.place!r}: is no folder, and a hub model needs its revision (a commit), so that "
+                f"what it gives stays what it is; set {settings[1]}."
             )
         self.identity = self._folder_hash() if revision is None else f"{self.place}@{revision}"
 
     def _folder_hash(self) -> str:
-        """SHA-256 of the files that its vectors depend on."""
+        """SHA-256 of the files that what it gives depends on; large models have their weights in several."""
         digest = hashlib.sha256()
-        for name in FILES:
+        shards = sorted(path.name for path in Path(self.place).glob("model-*-of-*.safetensors"))
+        for name in [*FILES[:-1], *shards] if shards else FILES:
             try:
-                digest.update((Path(self.place) / name).read_bytes())
+                with (Path(self.place) / name).open("rb") as handle:
+                    hashlib.file_digest(handle, lambda: digest)
             except OSError as error:
                 raise self._not_loaded(error) from None
         return digest.hexdigest()
@@ -72,6 +83,14 @@ class Pretrained:
         """The Hugging Face module, in evaluation mode."""
         return self._loaded("AutoModel", use_safetensors=True).eval()
 
+    @cached_property
+    def causal(self) -> Any:
+        """The Hugging Face module with its language head, in evaluation mode, on an accelerator where there is one."""
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return self._loaded("AutoModelForCausalLM", use_safetensors=True, dtype="auto").eval().to(device)
+
     def weights(self) -> dict[str, Tensor]:
         """All tensors under the names they are stored by."""
         try:
@@ -103,7 +122,8 @@ class Pretrained:
             from transformers.utils import logging
         except ImportError:
             raise ConfigError(
-                "item texts (model.items, recformer) need transformers; pip install 'recsys[text]'."
+                "item texts (model.items, recformer) and language models run here need transformers; "
+                "pip install 'recsys[text]'."
             ) from None
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
@@ -114,8 +134,8 @@ class Pretrained:
     def _not_loaded(self, error: Exception) -> ConfigError:
         first_line = (str(error).splitlines() or [""])[0]
         return ConfigError(
-            f"text encoder {self.place!r}: cannot be loaded ({type(error).__name__}: {first_line}); set "
-            "model.text_encoder to a folder with config.json, tokenizer.json and model.safetensors, or download the "
+            f"{self.what} {self.place!r}: cannot be loaded ({type(error).__name__}: {first_line}); set "
+            f"{self.settings[0]} to a folder with config.json, tokenizer.json and model.safetensors, or download the "
             "hub model first."
         )
 

@@ -8,7 +8,7 @@ N texts, W width of vectors.
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from itertools import islice
@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, DataError
+from recsys.llm.stored_texts import PREFIX, EndpointTexts, StoredTexts
 from recsys.pretrained import Pretrained
 
 Pooling = Literal["mean", "last"]
@@ -111,6 +112,13 @@ def pooled_states(states: Float[Tensor, "N T W"], mask: Int[Tensor, "N T"], pool
     return (states * real).sum(dim=1) / real.sum(dim=1)
 
 
+def named_encoder(source: str | None, revision: str | None, pooling: Pooling) -> TextEncoder:
+    """Of a model's settings: `endpoint:MODEL` are vectors that `recsys embed --endpoint` has put into the store."""
+    if source is not None and source.startswith(PREFIX):
+        return StoredTexts(EndpointTexts.named(source, revision))
+    return SentenceEncoder(source, revision, pooling=pooling)
+
+
 def default_store() -> Path:
     """RECSYS_TEXT_VECTORS, or a file in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
@@ -141,8 +149,19 @@ def text_vectors(
         raise ConfigError(
             f"{store}: cannot keep text vectors there ({error}); set RECSYS_TEXT_VECTORS to another file."
         ) from None
-    nothing = np.zeros(encoder.width, dtype=np.float32)
-    return np.stack([found.get(key, nothing) for key in keys]) if keys else np.zeros((0, encoder.width), np.float32)
+    nothing = np.zeros(_common_width(found, encoder), dtype=np.float32)
+    return np.stack([found.get(key, nothing) for key in keys]) if keys else np.zeros((0, len(nothing)), np.float32)
+
+
+def _common_width(found: Mapping[bytes, np.ndarray], encoder: TextEncoder) -> int:
+    """That of the vectors themselves; only where there is none is the encoder asked."""
+    widths = sorted({len(vector) for vector in found.values()})
+    if len(widths) > 1:
+        raise DataError(
+            f"text encoder {encoder.identity}: gave vectors of {' and of '.join(map(str, widths))} numbers at "
+            "different times, so it is not one encoder; give what is served now a name or a revision of its own."
+        )
+    return widths[0] if widths else encoder.width
 
 
 def _stored(connection: sqlite3.Connection, keys: list[bytes]) -> Iterator[tuple[bytes, np.ndarray]]:
