@@ -158,6 +158,10 @@ class LLM(Protocol):
         """May raise `Refused`; any other error ends the job."""
         ...
 
+    def close(self) -> None:
+        """No call afterwards."""
+        ...
+
 
 def canonical_json(content: Any) -> str:
     """The same text for the same content: sorted names, no blanks, no NaN."""

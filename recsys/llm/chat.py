@@ -33,6 +33,10 @@ class ChatModel:
 
         return self.endpoint.post("chat/completions", self._request(call), permit, parsed)
 
+    def close(self) -> None:
+        """Ends the endpoint's connections."""
+        self.endpoint.close()
+
     def _request(self, call: Call) -> dict[str, Any]:
         messages = [{"role": message.role, "content": message.content} for message in call.messages]
         body: dict[str, Any] = {"model": self.model, "messages": messages, **call.sampling.fields()}

@@ -105,6 +105,10 @@ class Endpoint:
                 self._rest(fault, retry)
         raise AssertionError("unreachable")
 
+    def close(self) -> None:
+        """Ends its connections."""
+        self._client.close()
+
     def _rest(self, fault: _Fault, retry: int) -> None:
         """Before the next attempt: as long as the server says, for all threads, or else by chance."""
         if fault.wait is None:

@@ -142,15 +142,32 @@ class Job:
             done(repeats[keys[number]])
         return [outcomes[key] for key in keys]
 
+    def close(self) -> None:
+        """Ends connections to model and cache."""
+        self.llm.close()
+        self.cache.close()
+
     def _answers(self, calls: Sequence[Call], asked: list[int]) -> Iterator[tuple[int, Outcome]]:
         """As they come; the first one alone."""
 
+        errors: list[BaseException] = []
+
         def work(number: int) -> tuple[int, Outcome]:
-            return number, self.ask(calls[number])
+            try:
+                return number, self.ask(calls[number])
+            except _Stopped:
+                raise
+            except BaseException as error:
+                errors.append(error)
+                self.stopping.set()
+                raise
 
         if asked:
             yield work(asked[0])
+        try:
             yield from in_parallel(work, asked[1:], self.llm.concurrency, self.stopping.set)
+        except _Stopped:
+            raise errors[0] from None
 
     def _climb(self, call: Call, look: Callable[[Call, bool], Entry | None]) -> Outcome | None:
         """The ladder; `look` is told whether it is the last rung, and gives None where it must not ask."""
@@ -197,6 +214,8 @@ class Job:
 
     def _paid(self, call: Call, key: bytes, last: bool) -> Entry:
         """Asks the model and keeps what it says before anything else."""
+        if self.stopping.is_set():
+            raise _Stopped
         most = Usage(prompt=most_prompt_tokens(call, self.counter), output=call.sampling.most_output)
         reservation = _Reservation(self, most)
         try:

@@ -47,16 +47,17 @@ class Limits:
 
     def wait(self, tokens: int) -> None:
         """Takes one request and `tokens`, and sleeps as long as that asks for."""
-        waits = [bucket.take(amount) for bucket, amount in ((self._requests, 1), (self._tokens, tokens)) if bucket]
-        if waits and max(waits) > 0:
-            self.clock.sleep(max(waits))
+        asked = ((self._requests, 1.0), (self._tokens, float(tokens)))
+        wait = max([0.0, *(bucket.take(amount) for bucket, amount in asked if bucket is not None)])
+        if wait > 0:
+            self.clock.sleep(wait)
         while (left := self._paused_until - self.clock.elapsed()) > 0:
             self.clock.sleep(left)
 
     def give_back(self, tokens: int) -> None:
         """Tokens that were taken and not used."""
         if self._tokens is not None:
-            self._tokens.give_back(tokens)
+            self._tokens.give_back(float(tokens))
 
     def pause(self, seconds: float) -> None:
         """Nobody asks for so long: what Retry-After is to all threads."""

@@ -35,6 +35,9 @@ class LocalModel:
         with self._lock:
             return self._generated(call, began)
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def _generated(self, call: Call, began: float) -> Answer:
         import torch
 

@@ -9,6 +9,9 @@ from recsys.errors import ConfigError
 PASSING = frozenset({408, 409, 429})
 """Statuses of the client's side after which the same request may succeed."""
 
+MOST_DOUBLINGS = 60
+"""After these every cap is reached."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Backoff:
@@ -27,7 +30,7 @@ class Backoff:
 
     def seconds(self, retry: int, chance: float) -> float:
         """For a random number `chance` in [0, 1)."""
-        return chance * min(self.cap, self.base * 2.0**retry)
+        return chance * min(self.cap, self.base * 2.0 ** min(retry, MOST_DOUBLINGS))
 
 
 def may_pass(status: int) -> bool:
