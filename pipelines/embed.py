@@ -1,6 +1,8 @@
 """`recsys embed`: vectors of all item texts into the store, before a training asks for them."""
 
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,17 +46,17 @@ def embed(config: EmbedConfig, reporter: Reporter) -> dict[str, Any]:
     texts = [text for text in item_texts(pl.read_parquet(path)) if text]
     if not texts:
         raise DataError(f"embed: {config.data} has no item text; ingest an item table with --items.")
-    encoder, name = encoder_of(config)
-    encoded, began = 0, time.monotonic()
-    with reporter.task("embed", len(set(texts))) as advance:
+    with opened_encoder(config) as (encoder, name):
+        encoded, began = 0, time.monotonic()
+        with reporter.task("embed", len(set(texts))) as advance:
 
-        def count(done: int) -> None:
-            nonlocal encoded
-            encoded += done
-            advance(done, f"{encoded / (time.monotonic() - began):.1f} texts/s")
+            def count(done: int) -> None:
+                nonlocal encoded
+                encoded += done
+                advance(done, f"{encoded / (time.monotonic() - began):.1f} texts/s")
 
-        vectors = text_vectors(texts, encoder, default_store(), count)
-    seconds = time.monotonic() - began
+            vectors = text_vectors(texts, encoder, default_store(), count)
+        seconds = time.monotonic() - began
     return {
         "items": len(texts),
         "distinct_texts": len(set(texts)),
@@ -68,13 +70,16 @@ def embed(config: EmbedConfig, reporter: Reporter) -> dict[str, Any]:
     }
 
 
-def encoder_of(config: EmbedConfig) -> tuple[TextEncoder, str | None]:
+@contextmanager
+def opened_encoder(config: EmbedConfig) -> Iterator[tuple[TextEncoder, str | None]]:
     """The encoder, and what `model.text_encoder` of a training is to say to find its vectors."""
     if config.endpoint is None:
-        return SentenceEncoder(config.encoder, config.revision, pooling=config.pooling), config.encoder
+        yield SentenceEncoder(config.encoder, config.revision, pooling=config.pooling), config.encoder
+        return
     from recsys.llm.embeddings import EndpointEncoder
     from recsys.llm.endpoint import Endpoint
     from recsys.llm.stored_texts import EndpointTexts
 
     texts = EndpointTexts(model=config.encoder or "", revision=config.revision, dimensions=config.dimensions)
-    return EndpointEncoder(Endpoint(config.endpoint), texts), texts.name
+    with closing(Endpoint(config.endpoint)) as endpoint:
+        yield EndpointEncoder(endpoint, texts), texts.name

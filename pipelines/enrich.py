@@ -5,6 +5,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -102,9 +103,9 @@ class Enrichment:
 
 def enrich(config: EnrichConfig, out: Path, reporter: Reporter) -> Dataset:
     """The dataset with the new columns in `out`; run again after it was stopped, it asks only what is not answered."""
-    enrichment = prepare_enrichment(config)
-    settings = {**asdict(config), "out": out}
-    with writing_step("ingest", out, config=settings, inputs=[config.dataset, config.prompt, config.schema]) as step:
+    enrichment, settings = prepare_enrichment(config), {**asdict(config), "out": out}
+    inputs = [config.dataset, config.prompt, config.schema]
+    with closing(enrichment.job), writing_step("ingest", out, config=settings, inputs=inputs) as step:
         began = time.monotonic()
         outcomes = ask(enrichment, enrichment.asked, reporter)
         seconds = time.monotonic() - began
@@ -126,7 +127,8 @@ def sampled(config: EnrichConfig, count: int, reporter: Reporter) -> list[dict[s
     enrichment = prepare_enrichment(config)
     places = np.linspace(0, len(enrichment.asked) - 1, min(count, len(enrichment.asked))).astype(int)
     rows = [enrichment.asked[place] for place in places]
-    outcomes = ask(enrichment, rows, reporter)
+    with closing(enrichment.job):
+        outcomes = ask(enrichment, rows, reporter)
     ids = enrichment.items["item_id"]
     return [
         {"item_id": ids[row], "how": outcome.how, "answer": outcome.value, "problem": outcome.problem}
@@ -137,7 +139,8 @@ def sampled(config: EnrichConfig, count: int, reporter: Reporter) -> list[dict[s
 def estimated(config: EnrichConfig) -> Estimate:
     """Tokens and cost of what is not answered yet, without a call."""
     enrichment = prepare_enrichment(config)
-    return estimate(enrichment.job, enrichment.prompts(enrichment.asked))
+    with closing(enrichment.job):
+        return estimate(enrichment.job, enrichment.prompts(enrichment.asked))
 
 
 def prepare_enrichment(config: EnrichConfig) -> Enrichment:

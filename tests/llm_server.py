@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-WORD = re.compile(r"\w+|[^\w\s]")
+WORD = re.compile(r"\w+|[^\w\s]+")
 TEMPLATE_TOKENS = 5
 """What this server's chat template puts around each message."""
 
 
 def count_tokens(text: str) -> int:
-    """Words and signs."""
+    """Words, and signs in a row, as the tokeniser `Whitespace` has them."""
     return len(WORD.findall(text))
 
 
@@ -55,6 +55,7 @@ class Server:
     handler: Handler
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
+    exchanges: list[tuple[dict[str, Any], Reply]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     times: Counter[str] = field(default_factory=Counter)
     in_flight: int = 0
@@ -65,6 +66,16 @@ class Server:
     def prompts(self) -> list[str]:
         """The first user message of each request, in order."""
         return [next(turn["content"] for turn in body["messages"] if turn["role"] == "user") for body in self.requests]
+
+    @property
+    def replies(self) -> list[Reply]:
+        """In the order in which they were made."""
+        return [reply for _, reply in self.exchanges]
+
+    @property
+    def answered(self) -> list[tuple[dict[str, Any], dict[str, int]]]:
+        """Requests that got an answer, and its usage."""
+        return [(body, reply.body["usage"]) for body, reply in self.exchanges if "usage" in (reply.body or {})]
 
     def reply(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> Reply:
         """Of the handler, with records."""
@@ -78,6 +89,8 @@ class Server:
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             reply = self.handler(path, body, before)
+            with self.lock:
+                self.exchanges.append((body, reply))
             time.sleep(reply.seconds)
         finally:
             with self.lock:
@@ -92,6 +105,7 @@ def serving(handler: Handler) -> Iterator[Server]:
 
     class Connection(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -1,7 +1,8 @@
 """Answers kept by what was asked: a second run makes no call, and a killed one has lost none that had arrived.
 
 One SQLite file. A row is an answer under the SHA-256 of its call (`Call.key`), or the reason why there is none; the
-prompts themselves are not kept. A row is written once; those of failures expire.
+prompts themselves are not kept. A row is written once; those of failures expire. A process that is killed has lost
+nothing; a machine that loses its power may lose the latest answers, for not each of them waits for the disk.
 """
 
 import json
@@ -45,6 +46,7 @@ class AnswerCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
             with self._connection:
                 self._connection.execute(SCHEMA)
         except (sqlite3.Error, OSError) as error:
