@@ -39,11 +39,6 @@ class TextEncoder(Protocol):
         """Names everything that the vectors depend on besides the text."""
         ...
 
-    @property
-    def width(self) -> int:
-        """W."""
-        ...
-
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N W"]:
         """In float32."""
         ...
@@ -128,7 +123,10 @@ def default_store() -> Path:
 def text_vectors(
     texts: Sequence[str], encoder: TextEncoder, store: Path, progress: Callable[[int], None] | None = None
 ) -> Float[np.ndarray, "N W"]:
-    """One vector a text, in order; a text without a character gets zeros. `progress` hears of texts encoded."""
+    """One vector a text, in order; a text without a character gets zeros, of width 0 if none has one.
+
+    `progress` hears of texts encoded.
+    """
     keys = [hashlib.sha256(f"{encoder.identity}\0{text}".encode()).digest() for text in texts]
     by_key = {key: text for key, text in zip(keys, texts, strict=True) if text}
     try:
@@ -154,14 +152,14 @@ def text_vectors(
 
 
 def _common_width(found: Mapping[bytes, np.ndarray], encoder: TextEncoder) -> int:
-    """That of the vectors themselves; only where there is none is the encoder asked."""
+    """0 where there is no vector."""
     widths = sorted({len(vector) for vector in found.values()})
     if len(widths) > 1:
         raise DataError(
             f"text encoder {encoder.identity}: gave vectors of {' and of '.join(map(str, widths))} numbers at "
             "different times, so it is not one encoder; give what is served now a name or a revision of its own."
         )
-    return widths[0] if widths else encoder.width
+    return widths[0] if widths else 0
 
 
 def _stored(connection: sqlite3.Connection, keys: list[bytes]) -> Iterator[tuple[bytes, np.ndarray]]:

@@ -5,7 +5,6 @@ N texts, W width of vectors.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,25 +18,22 @@ from recsys.llm.tokens import ByLength
 
 
 class EndpointEncoder:
-    """Asks a server; vectors are scaled to length 1."""
+    """Asks a server; vectors are scaled to length 1. `width`: of its vectors, None before the first answer."""
 
     def __init__(self, endpoint: Endpoint, texts: EndpointTexts) -> None:
         self.endpoint, self.texts = endpoint, texts
+        self.width = texts.dimensions
 
     @property
     def identity(self) -> str:
         """That of the vectors."""
         return self.texts.identity
 
-    @cached_property
-    def width(self) -> int:
-        """As asked for, or as the server gives it."""
-        return self.texts.dimensions or self._asked(["width"]).shape[1]
-
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N W"]:
         """One request for all of them."""
         vectors = self._asked(texts)
-        if vectors.shape[1] != self.__dict__.setdefault("width", self.texts.dimensions or vectors.shape[1]):
+        self.width = self.width or vectors.shape[1]
+        if vectors.shape[1] != self.width:
             raise self._wrong(f"vectors of {vectors.shape[1]} numbers, where {self.width} were expected")
         return vectors
 

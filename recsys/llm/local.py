@@ -1,12 +1,18 @@
 """The driver for a causal model of Hugging Face in this process: a folder, or a hub name with its revision."""
 
+import hashlib
 import threading
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from recsys.errors import ConfigError
 from recsys.llm.calls import Answer, Call, Permit, Refused, Usage
 from recsys.llm.clock import Clock
 from recsys.pretrained import Pretrained
+
+OF_CONVERSATIONS = ("chat_template.jinja", "generation_config.json", "tokenizer_config.json")
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
 class LocalModel:
@@ -19,10 +25,14 @@ class LocalModel:
         self.clock = clock or Clock()
         self._lock = threading.Lock()
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """Weights by content, or by hub revision."""
-        return f"{self._pretrained.identity} in transformers"
+        """Weights, chat template and defaults of generation by content, or all by hub revision."""
+        if self._pretrained.revision is not None:
+            return f"{self._pretrained.identity} in transformers"
+        files = [Path(self._pretrained.place) / name for name in OF_CONVERSATIONS]
+        content = b"\0".join(path.read_bytes() if path.is_file() else b"" for path in files)
+        return f"{self._pretrained.identity} {hashlib.sha256(content).hexdigest()} in transformers"
 
     def answer(self, call: Call, permit: Permit) -> Answer:  # noqa: ARG002 - nothing is tried twice here
         """Greedy at temperature 0, else drawn from the call's own seed."""
@@ -78,9 +88,6 @@ class LocalModel:
     def _padding(self) -> int | None:
         tokenizer = self._pretrained.tokenizer
         return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-
-GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
 def _ends(tokens: int | list[int] | None) -> set[int]:

@@ -60,19 +60,11 @@ class StoredTexts:
         """That of the vectors."""
         return self.texts.identity
 
-    @property
-    def width(self) -> int:
-        """Only the vectors know."""
-        raise self._absent("the width of its vectors")
-
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N W"]:
         """Never."""
-        raise self._absent(f"{len(texts)} texts or more")
-
-    def _absent(self, what: str) -> ConfigError:
         dimensions = f" --dimensions {self.texts.dimensions}" if self.texts.dimensions else ""
         revision = f" --revision {self.texts.revision}" if self.texts.revision else ""
-        return ConfigError(
-            f"text encoder {self.texts.name!r}: the store of vectors lacks {what}; fill it first with `recsys embed "
-            f"DATA --endpoint URL --encoder {self.texts.model}{dimensions}{revision}`."
+        raise ConfigError(
+            f"text encoder {self.texts.name!r}: the store of vectors lacks {len(texts)} texts or more; fill it first "
+            f"with `recsys embed DATA --endpoint URL --encoder {self.texts.model}{dimensions}{revision}`."
         )

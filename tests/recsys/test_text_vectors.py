@@ -22,7 +22,6 @@ class Counting:
     """Vectors that say which text they are of, and which texts were asked for."""
 
     identity: str = "counting 1"
-    width: int = 3
     asked: list[str] = field(default_factory=list)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -72,7 +71,8 @@ def test_what_was_encoded_before_a_failure_stays(tmp_path: Path) -> None:
 
 
 def test_no_texts_have_no_vectors(tmp_path: Path) -> None:
-    assert text_vectors([], Counting(), tmp_path / "store.sqlite").shape == (0, 3)
+    assert text_vectors([], Counting(), tmp_path / "store.sqlite").shape == (0, 0)
+    assert text_vectors(["", ""], Counting(), tmp_path / "store.sqlite").shape == (2, 0)
 
 
 def test_a_store_that_is_no_database_is_refused(tmp_path: Path) -> None:
