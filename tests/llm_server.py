@@ -44,6 +44,19 @@ def chat_reply(text: str, messages: list[dict[str, str]], finish: str = "stop", 
     return Reply({"model": model, "choices": [choice], "usage": usage})
 
 
+def letters(text: str, width: int = 5) -> list[float]:
+    """A vector that says which text it is of."""
+    return [float(len(text)), *(1.0 / (1 + text.count(letter)) for letter in "abcdefgh")][:width]
+
+
+def embedding(path: str, body: dict[str, Any], _: int) -> Reply:
+    """Vectors in reverse order, as the API allows."""
+    assert path == "/v1/embeddings"
+    width = body.get("dimensions", 5)
+    rows = [{"index": place, "embedding": letters(text, width)} for place, text in enumerate(body["input"])]
+    return Reply({"data": rows[::-1], "usage": {"total_tokens": 7}})
+
+
 Handler = Callable[[str, dict[str, Any], int], Reply]
 """(path, request, how many times this request came before) -> reply."""
 

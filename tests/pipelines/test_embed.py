@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 from builders import random_rows, write_dataset
 from command_line import run_recsys
+from llm_server import embedding, serving
+from safetensors.torch import load_file
 from tiny import tiny_bert
 from training import trained
 from transformers import GPT2Config, GPT2Model
@@ -16,6 +18,7 @@ from transformers import GPT2Config, GPT2Model
 from pipelines.embed import EmbedConfig, embed
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
+from recsys.errors import ConfigError
 from recsys.prepared import Prepared
 from recsys.text_vectors import SentenceEncoder
 
@@ -125,12 +128,38 @@ def test_the_command_says_how_much_and_how_fast(prepared: Prepared, encoder: str
     assert "encoded: 0\n" in output
 
 
+def test_a_server_encodes_once_and_trainings_need_it_no_more(prepared: Prepared, tmp_path: Path) -> None:
+    with serving(embedding) as server:
+        command = ("embed", prepared.folder, "--endpoint", server.url, "--encoder", "org/bge", "--json")
+        code, output, error = run_recsys(*command)
+        assert code == 0, error
+        counts, asked = json.loads(output), len(server.requests)
+        assert (counts["encoded"], counts["width"], asked) == (len(prepared.items) - 2, 5, 1)
+        assert json.loads(run_recsys(*command)[1])["encoded"] == 0
+        assert len(server.requests) == asked
+        assert run_recsys(*command, "--dimensions", 3, "--revision", "v2")[0] == 0
+    settings = ("model.items=gated", f"model.text_encoder={counts['text_encoder']}")
+    run = trained(prepared, tmp_path / "run", *settings, "model.text_width=5", "model.text_components=2")
+    matrices = [value for name, value in load_file(run.folder / "model.safetensors").items() if "whitening.mat" in name]
+    assert [matrix.shape for matrix in matrices] == [(5, 2)]
+    assert matrices[0].any(), "fitted on training items and kept with the run"
+    fewer = ("model.text_encoder=endpoint:org/bge?dimensions=3", "model.text_revision=v2", "model.text_width=3")
+    trained(prepared, tmp_path / "fewer", "model.items=gated", *fewer)
+    with pytest.raises(ConfigError, match=r"model.text_width=4, and the encoder's vectors have 5 numbers"):
+        trained(prepared, tmp_path / "wrong", *settings, "model.text_width=4")
+    with pytest.raises(ConfigError, match="the store of vectors lacks 23 texts or more; fill it first with"):
+        trained(prepared, tmp_path / "other", "model.items=gated", "model.text_encoder=endpoint:other")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("missing",), "missing has no items.parquet; name the output of `recsys ingest` or `recsys prepare`"),
         (("bare",), "bare has no item text; ingest an item table with --items"),
         (("prepared", "--encoder", "some/model"), "is no folder, and a hub model needs its revision"),
+        (("prepared", "--dimensions", "3"), "--dimensions 3: is for a server's vectors; give its --endpoint"),
+        (("prepared", "--endpoint", "http://x/v1"), "--endpoint: name the model with --encoder"),
+        (("prepared", "--endpoint", "x", "--encoder", "bge"), "endpoint 'x': is no address"),
     ],
 )
 def test_what_cannot_be_done_is_explained(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from llm_jobs import FakeTime
-from llm_server import Reply, Server, serving
+from llm_server import Reply, Server, embedding, letters, serving
 
 from recsys.errors import ConfigError, DataError, EndpointError
 from recsys.llm.embeddings import EndpointEncoder
@@ -17,19 +17,6 @@ from recsys.llm.stored_texts import EndpointTexts, StoredTexts
 from recsys.text_vectors import SentenceEncoder, TextEncoder, named_encoder, text_vectors
 
 TEXTS = ["Red shoe", "", "Blå sko", "Red shoe", "a"]
-
-
-def letters(text: str, width: int = 5) -> list[float]:
-    """A vector that says which text it is of."""
-    return [float(len(text)), *(1.0 / (1 + text.count(letter)) for letter in "abcdefgh")][:width]
-
-
-def embedding(path: str, body: dict[str, Any], _: int) -> Reply:
-    """Vectors in reverse order, as the API allows."""
-    assert path == "/v1/embeddings"
-    width = body.get("dimensions", 5)
-    rows = [{"index": place, "embedding": letters(text, width)} for place, text in enumerate(body["input"])]
-    return Reply({"data": rows[::-1], "usage": {"total_tokens": 7}})
 
 
 @contextmanager
