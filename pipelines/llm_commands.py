@@ -1,5 +1,6 @@
 """Commands that ask language models; each imports what it needs when it is called."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,5 +123,6 @@ def _show(answers: list[dict[str, Any]], as_json: bool) -> None:
         print_json({"answers": answers})
         return
     for answer in answers:
-        told = answer["answer"] if answer["problem"] is None else f"{answer['answer']} ({answer['problem']})"
-        typer.echo(f"{answer['item_id']}: {answer['how']}: {told}")
+        problem = "" if answer["problem"] is None else f" ({answer['problem']})"
+        value = json.dumps(answer["answer"], ensure_ascii=False)
+        typer.echo(f"{answer['item_id']}: {answer['how']}: {value}{problem}")

@@ -124,7 +124,7 @@ def test_a_sample_is_shown_and_kept(shop: Path) -> None:
         code, output, _ = run_recsys(*arguments(shop, server.url, "--sample", 5))
         assert code == 0
         assert len(output.splitlines()) == len(server.requests) == 5
-        assert output.startswith("i000: strict: {'age': 0")
+        assert output.startswith("i000: strict: {\"age\": 0")
         code, output, _ = run_recsys(*arguments(shop, server.url, "--sample", 5, "--json"))
         assert [answer["item_id"] for answer in json.loads(output)["answers"]][-1] == "i059"
         assert len(server.requests) == 5
