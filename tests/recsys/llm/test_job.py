@@ -95,7 +95,8 @@ def test_a_change_of_any_part_of_the_key_makes_exactly_the_affected_calls(tmp_pa
     changed, identity = CHANGED[name]
     told = Told([GOOD], identity=identity)
     job_of(told, tmp_path / "answers.sqlite").ask_all([changed, *others])
-    assert told.asked == [changed, *others] if name == "model" else [changed]
+    expected = [changed, *others] if name == "model" else [changed]
+    assert told.asked == expected
 
 
 def test_the_key_is_that_of_the_content_not_of_its_order() -> None:
