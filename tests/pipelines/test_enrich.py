@@ -124,12 +124,23 @@ def test_a_sample_is_shown_and_kept(shop: Path) -> None:
         code, output, _ = run_recsys(*arguments(shop, server.url, "--sample", 5))
         assert code == 0
         assert len(output.splitlines()) == len(server.requests) == 5
-        assert output.startswith("i000: strict: {\"age\": 0")
+        assert output.startswith('i000: strict: {"age": 0')
         code, output, _ = run_recsys(*arguments(shop, server.url, "--sample", 5, "--json"))
         assert [answer["item_id"] for answer in json.loads(output)["answers"]][-1] == "i059"
         assert len(server.requests) == 5
         enrich(config_of(shop, server), shop.parent / "new", QUIET)
         assert len(server.requests) == ITEMS - 2
+
+
+def test_options_reach_the_request(shop: Path) -> None:
+    options = ("--constrained", "--body", "top_k=3", "--temperature", 0.5, "--seed", 7, "--max-tokens", 50)
+    with serving(honest) as server:
+        code, _, error = run_recsys(*arguments(shop, server.url, "--sample", 1, *options))
+        assert code == 0, error
+        request = server.requests[0]
+    assert request["response_format"]["json_schema"]["schema"] == SCHEMA
+    sent = {name: request[name] for name in ("model", "top_k", "temperature", "seed", "max_tokens")}
+    assert sent == {"model": "toy-expert", "top_k": 3, "temperature": 0.5, "seed": 7, "max_tokens": 50}
 
 
 def test_a_dry_run_needs_no_server(shop: Path) -> None:

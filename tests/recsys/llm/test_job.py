@@ -66,6 +66,18 @@ def test_a_second_job_asks_nothing_and_finds_the_same(tmp_path: Path) -> None:
     assert again.account.earlier_tokens == first.account.prompt_tokens + first.account.output_tokens
 
 
+def test_a_job_that_ended_between_an_answer_and_its_correction_goes_on_there(tmp_path: Path) -> None:
+    """The first answer is found once to see what is left and once to go on; it counts once."""
+    with pytest.raises(EndpointError):
+        job_of(Told([said("no"), EndpointError("gone")]), tmp_path / "a").ask_all([call_of("question")])
+    told = Told([said(GOOD)])
+    job = job_of(told, tmp_path / "a")
+    assert job.ask_all([call_of("question")])[0].how == "asked again"
+    assert [len(call.messages) for call in told.asked] == [3]
+    assert (job.account.calls, job.account.cache_hits, job.account.earlier_tokens) == (1, 1, 110)
+    assert job.budget.tokens == 220
+
+
 def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
     told, heard = Told(['{"n": 1}', '{"n": 2}']), list[int]()
     outcomes = job_of(told, tmp_path / "a").ask_all([call_of(text) for text in "abaab"], heard.append)
