@@ -26,7 +26,9 @@ def train(
     init: Annotated[
         Path | None,
         typer.Option(
-            help="A finished run of the same model whose weights this one begins with; its data may be others."
+            "--init",
+            "--warm-start",
+            help="A finished run of the same model whose weights this one begins with; its data may be others.",
         ),
     ] = None,
     teacher: Annotated[
