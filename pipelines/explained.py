@@ -7,6 +7,7 @@ EXTRAS = {
     "serve": ("fastapi", "starlette", "uvicorn", "onnxruntime", "prometheus_client", "jinja2", "redis", "limits"),
     "text": ("transformers", "tokenizers"),
     "hpo": ("optuna",),
+    "report": ("matplotlib",),
 }
 
 

@@ -228,10 +228,10 @@ def compare(
     config = CompareConfig(
         base=base, runs=tuple(runs), part=part, draws=draws, seed=seed, margin=margin, guardrails=guardrails
     )
+    if report is not None:
+        from pipelines.comparison_report import write_report  # what it needs is missed before the work, not after
     comparisons = run(config)
     if report is not None:
-        from pipelines.comparison_report import write_report
-
         write_report(report, comparisons, part)
     if as_json:
         print_json({"base": str(base), "part": part, "comparisons": [entry.as_dict() for entry in comparisons]})
