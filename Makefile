@@ -27,7 +27,7 @@ bench: $(VENV)/.installed  ## speed, memory and quality beside RecBole and RecTo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,serve,text,llm,hpo,recbole,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,serve,text,llm,hpo,report,recbole,dev]'
 	touch $@
 
 .PHONY: docs results

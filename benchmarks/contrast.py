@@ -21,10 +21,10 @@ from models.rearec import ReaRec
 from pipelines.evaluate import CASES
 from pipelines.loading import no_history, run_model
 from recsys.batches import Histories
-from recsys.comparison import compare_cases, compare_segment, pair_cases
+from recsys.comparison import PairedCases
 from recsys.contracts import Reasoner
-from recsys.evaluation import rank_cases
-from recsys.metrics import case_metrics
+from recsys.evaluation import rank_cases, segment_rows
+from recsys.metrics import IntArray, case_metrics
 from recsys.prepared import Prepared
 from recsys.ranking import RetrieverScorer
 from recsys.runs import Run
@@ -71,11 +71,13 @@ def write_contrast(experiment: Experiment, variant: str, pairs: dict[int, tuple[
     if known is not None and not set(known["seeds"]) <= set(pairs):
         return  # made on a machine that had more of the runs
     base_cases, cases = (pooled({seed: runs[side] for seed, runs in pairs.items()}) for side in (0, 1))
-    differences = compare_cases(base_cases, cases, (CUTOFF,), DRAWS, seed=0)
-    paired = pair_cases(base_cases, cases)
-    rare = paired.filter(of_rare_items(paired, next(iter(pairs.values()))[0].run.prepared()))
+    paired = PairedCases.of(base_cases, cases, (CUTOFF,), DRAWS, seed=0)
+    differences = paired.differences("all")
+    for segment, rows in segment_rows(paired.cases):
+        differences += paired.differences(segment, rows)
+    rare = rows_of_rare_items(paired.cases, next(iter(pairs.values()))[0].run.prepared())
     if len(rare):
-        differences += compare_segment(rare, RARE_ITEMS, (CUTOFF,), DRAWS, np.random.default_rng(0))
+        differences += paired.differences(RARE_ITEMS, rare)
     kept = ("cases", "users", "mean_a", "mean_b", "difference", "low", "high", "p_value")
     steps = [by_steps(runs[1].run) for runs in pairs.values()]
     write_json(
@@ -94,9 +96,9 @@ def write_contrast(experiment: Experiment, variant: str, pairs: dict[int, tuple[
     )
 
 
-def of_rare_items(cases: pl.DataFrame, prepared: Prepared) -> pl.Series:
-    """Which cases ask for an item with few training events, or none."""
-    return pl.Series(prepared.training_events().item_counts()[cases["target"].to_numpy()] < FEW_EVENTS)
+def rows_of_rare_items(cases: pl.DataFrame, prepared: Prepared) -> IntArray:
+    """Cases that ask for an item with few training events, or none."""
+    return np.flatnonzero(prepared.training_events().item_counts()[cases["target"].to_numpy()] < FEW_EVENTS)
 
 
 def mean_of(figures: Sequence[dict[str, float]]) -> dict[str, float]:

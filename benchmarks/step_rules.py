@@ -16,8 +16,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from recsys.comparison import bootstrap_interval
 from recsys.metrics import FloatArray, IntArray, ndcg_at_k
+from recsys.resampling import Resamples
 
 CUTOFF, DRAWS = 10, 2_000
 THRESHOLDS = tuple(range(CUTOFF + 2))
@@ -172,7 +172,6 @@ class Judged:
 def judged(gains_a: Sequence[FloatArray], gains_b: Sequence[FloatArray], users: Sequence[IntArray]) -> Judged:
     """Runs pooled, one array each; users are resampled with their cases of all runs."""
     a, b = np.concatenate(gains_a), np.concatenate(gains_b)
-    _, own = np.unique(np.concatenate(users), return_inverse=True)
-    sums, sizes = (np.bincount(own, weights).astype(np.float64) for weights in (b - a, np.ones_like(a)))
-    low, high = bootstrap_interval(sums[:, None], sizes, DRAWS, np.random.default_rng(0))
+    resamples = Resamples.of_users(np.concatenate(users), DRAWS, seed=0)
+    low, high = resamples.interval(resamples.sums(b - a)[:, None], resamples.sums(np.ones_like(a)))
     return Judged(mean_a=float(a.mean()), mean_b=float(b.mean()), low=float(low[0]), high=float(high[0]))

@@ -96,6 +96,11 @@ class ReaRecConfig(SASRecConfig):
                     f"ReaRecConfig: {entry.name}={getattr(self, entry.name)} is no setting of "
                     f"backbone={self.backbone}; leave it at {entry.default}."
                 )
+        if self.likeness:
+            raise ConfigError(
+                f"ReaRecConfig: likeness={self.likeness} stands beside SASRec's state after an event, and not beside "
+                "thoughts; leave it at 0."
+            )
         if self.loss.kind == "bce":
             raise ConfigError(
                 "ReaRecConfig: loss.kind=bce draws a negative for each position, and here chains are scored, not "

@@ -10,9 +10,11 @@ Deviates on purpose:
   - optionally, distances or rotations in place of learned positions (`recency`: ALiBi, Press et al., ICLR 2022,
     steeper), heads that may attend to nothing (`sink`), gates and SwiGLU (LiGR), intervals between events as input,
     LayerNorm of the input (`input_norm`, as RecBole and ReaRec), items made of texts or of ids and texts
-    (`recsys.item_vectors`), compared by cosine (`cosine`: UniSRec);
+    (`recsys.item_vectors`), compared by cosine (`cosine`: UniSRec), with the likeness of texts to the last event's
+    added to the score (`likeness`);
   - no dropout on attention weights, and no factor sqrt(D) on the input (items and positions start alike).
-Dimensions: B batch, L positions, D width, V item rows (row 0 is padding).
+Dimensions: B batch, L positions, D width, V item rows (row 0 is padding), E width of answers (D; with `likeness`,
+D and the texts' K).
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +27,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from recsys.batches import Histories, TrainBatch, WindowShape, next_item_batch
-from recsys.item_vectors import ItemsConfig, learn_texts, make_items
+from recsys.errors import ConfigError
+from recsys.item_vectors import GatedItems, ItemsConfig, learn_texts, make_items
 from recsys.layers import BlockStack, Count, Dropout, KeyValues, Remembered, init_weights
 from recsys.losses import CatalogLoss, LossConfig
 from recsys.sequences import IntArray, Windows
@@ -41,10 +44,15 @@ class SASRecConfig(ItemsConfig):
     activation: Literal["relu", "gelu", "swiglu"] = "relu"
     input_norm: bool = False
     cosine: bool = False
+    likeness: float = 0.0
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.likeness and self.items != "gated":
+            raise ConfigError(
+                f"{type(self).__name__}: likeness={self.likeness} compares texts of items=gated, not {self.items}."
+            )
         self.loss.check(self.num_items)
 
 
@@ -87,13 +95,13 @@ class SASRec(nn.Module):
             x = x + self.intervals(buckets[:, -items.shape[1] :])
         return self.dropout(self.embedding_norm(x))
 
-    def prefix_vectors(self, items: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+    def prefix_vectors(self, items: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]) -> Float[Tensor, "B L E"]:
         """Prediction after each event."""
-        return self.predictions(self.hidden_states(items, timestamps))
+        return self.answers(self.hidden_states(items, timestamps), items)
 
-    def encode(self, batch: Histories) -> Float[Tensor, "B D"]:
+    def encode(self, batch: Histories) -> Float[Tensor, "B E"]:
         """Prediction after each history's last event."""
-        return self.predictions(self.remember_last(batch)[0])
+        return self.answers(self.remember_last(batch)[0], batch.last)
 
     def remember_last(self, batch: Histories) -> tuple[Float[Tensor, "B D"], tuple[KeyValues, ...]]:
         """State after each history's last event, and what later events need of the earlier ones."""
@@ -104,7 +112,26 @@ class SASRec(nn.Module):
         directions = F.normalize(states, dim=-1) if self.config.cosine else states
         return directions if self.config.temperature == 1 else directions / self.config.temperature
 
-    def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V D"]:
+    def answers(self, states: Float[Tensor, "*N D"], last: Int[Tensor, "*N"]) -> Float[Tensor, "*N E"]:
+        """Predictions, and beside them what the texts of the last events add to the scores of texts like them."""
+        if not self.config.likeness:
+            return self.predictions(states)
+        return torch.cat([self.predictions(states), self.config.likeness * self._texts(last)], dim=-1)
+
+    def _texts(self, rows: Int[Tensor, "*N"]) -> Float[Tensor, "*N K"]:
+        """Directions of items' texts; zero where there is none."""
+        assert isinstance(self.items, GatedItems)
+        return F.normalize(self.items.texts.features[rows], dim=-1)
+
+    def item_vectors(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V E"]:
+        """What answers are compared with, of all items or some."""
+        vectors = self._compared(rows)
+        if not self.config.likeness:
+            return vectors
+        rows = torch.arange(len(vectors), device=vectors.device) if rows is None else rows
+        return torch.cat([vectors, self._texts(rows)], dim=-1)
+
+    def _compared(self, rows: Int[Tensor, " N"] | None = None) -> Float[Tensor, "V D"]:
         """The item table, or some rows of it; of length 1 where cosines are compared."""
         vectors = self.items.weight if rows is None else self.items(rows)
         return F.normalize(vectors, dim=-1) if self.config.cosine else vectors
@@ -129,11 +156,11 @@ class SASRec(nn.Module):
         return next_item_batch(windows, None if negatives is None else negatives.after_first())
 
     def loss(self, batch: TrainBatch) -> Float[Tensor, ""]:
-        """The configured loss at every position."""
+        """The configured loss at every position; without likeness, which states would learn to contradict."""
         valid = batch.target != 0
         states = self.hidden_states(batch.history, batch.timestamps)[valid]
         negatives = None if batch.negatives is None else batch.negatives.at(valid)
-        return self.catalog_loss(self.predictions(states), self.item_vectors, batch.target[valid], negatives)
+        return self.catalog_loss(self.predictions(states), self._compared, batch.target[valid], negatives)
 
     def remember(
         self, history: Int[Tensor, "B L"], timestamps: Int[Tensor, "B L"]
@@ -146,17 +173,18 @@ class SASRec(nn.Module):
         """With blocks there is something to remember."""
         return self.config.num_blocks > 0
 
-    def encode_and_remember(self, batch: Histories) -> tuple[Float[Tensor, "1 B D"], Remembered]:
+    def encode_and_remember(self, batch: Histories) -> tuple[Float[Tensor, "1 B E"], Remembered]:
         """The vector of `encode`, and each block's keys and values."""
         state, memory = self.remember_last(batch)
-        return self.predictions(state)[None], Remembered(memory, batch.timestamps[:, -1])
+        answer = self.answers(state, batch.last)
+        return answer[None], Remembered(memory, batch.timestamps[:, -1])
 
     def encode_next(
         self, past: Remembered, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"]
-    ) -> tuple[Float[Tensor, "1 B D"], Remembered]:
+    ) -> tuple[Float[Tensor, "1 B E"], Remembered]:
         """One more event: the vector that `encode` would give for the longer history."""
         state, past = self.remember_next(past, event, timestamp)
-        return self.predictions(state)[None], past
+        return self.answers(state, event)[None], past
 
     def remember_next(
         self, past: Remembered, event: Int[Tensor, " B"], timestamp: Int[Tensor, " B"]

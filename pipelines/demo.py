@@ -109,13 +109,13 @@ def demo(out: Path, seed: int, reporter: Reporter) -> Demo:
     selected = [out / "runs" / name for name in MODELS]
     refits = [out / "runs" / f"{name}-refit" for name in MODELS]
     evaluation = stage("evaluate", lambda: evaluate(EvaluateConfig(runs=(*selected, *refits)), reporter))
-    differences = stage("compare", lambda: compare(CompareConfig(a=refits[0], b=refits[1])))
+    [comparison] = stage("compare", lambda: compare(CompareConfig(base=refits[0], runs=(refits[1],))))
     champion = best_on_validation([open_run(run) for run in refits])
     bundle = stage("export", lambda: export(ExportConfig(run=champion.folder, out=out / "bundle", overwrite=True)))
     registered = stage("register", lambda: register_bundle(bundle, REGISTERED_NAME, "champion"))
     return Demo(
         evaluation=evaluation,
-        comparison=differences[0].sentence(*(run.name for run in refits)),
+        comparison=comparison.sentence(),
         champion=champion.name,
         bundle=bundle.folder,
         registered=f"models:/{registered.name}@{registered.alias}",

@@ -6,6 +6,7 @@ import torch
 
 from models.registry import ModelConfig, answers_along
 from pipelines.loading import stored_config
+from pipelines.warm_start import check_catalogue
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared
 from recsys.runs import WEIGHTS, Run, open_run
@@ -33,7 +34,7 @@ SAME_AT_THE_START = (
 """Settings without which weights of the right shapes mean something else."""
 
 
-def checked_start(start: Run, model: ModelConfig) -> Run:
+def checked_start(start: Run, model: ModelConfig, prepared: Prepared) -> Run:
     """The run to begin with, refused where its weights would mean something else here."""
     if start.model != model.name or not issubclass(model.model_class, torch.nn.Module):
         raise ConfigError(
@@ -48,6 +49,7 @@ def checked_start(start: Run, model: ModelConfig) -> Run:
                 f"train --init {start.folder}: model.{name} is {there} there and {here} here; the same weights would "
                 f"compute something else. Give --set model.{name}={there}."
             )
+    check_catalogue(start, model, prepared)
     return start
 
 

@@ -8,6 +8,7 @@ EXTRAS = {
     "text": ("transformers", "tokenizers"),
     "llm": ("httpx", "jsonschema", "referencing", "peft"),
     "hpo": ("optuna",),
+    "report": ("matplotlib",),
 }
 
 

@@ -138,33 +138,6 @@ def language(pretrained: Pretrained) -> dict[str, torch.Tensor]:
     return network_weights(pretrained.weights(), first_position(pretrained.config))
 
 
-def start_from(model: torch.nn.Module, run: Run, prepared: Prepared) -> None:
-    """Gives a fresh model the weights of a run; what is not learned (item matrix) only where the data is the same.
-
-    Weights with a row an item need the same catalogue, of which the run's own data may have more events. Weights over
-    whitened texts mean nothing without their whitening, so that always comes along.
-    """
-    stored, own = load_file(run.folder / WEIGHTS), model.state_dict()
-    learned = [name for name, _ in model.named_parameters()]
-    of_items = [name for name in learned if len(own[name].shape) and len(own[name]) == prepared.catalog.num_rows]
-    if of_items and not run.prepared().catalog.item_ids.equals(prepared.catalog.item_ids):
-        raise DataError(
-            f"train --init {run.folder}: weight {of_items[0]} has a row an item, and {run.prepared().folder} has other "
-            f"items than {prepared.folder}; start from a run on the same catalogue, or train from scratch."
-        )
-    for name in learned:
-        if name not in stored or stored[name].shape != own[name].shape:
-            theirs = tuple(stored[name].shape) if name in stored else "none"
-            raise DataError(
-                f"train --init {run.folder}: weight {name} is {tuple(own[name].shape)} here and {theirs} there; start "
-                "from a run of the same model and sizes, and where weights belong to items, on the same data."
-            )
-    same = run.config["data"] == prepared.fingerprint
-    kept = [name for name in own if name in stored and stored[name].shape == own[name].shape]
-    taken = [name for name in kept if same or name in learned or "whitening." in name]
-    model.load_state_dict({name: stored[name] for name in taken}, strict=False)
-
-
 def text_features(prepared: Prepared, encoder: TextEncoder, values: Any, reporter: Reporter) -> torch.Tensor:
     """Vectors [V, F] of all items' texts, padding's first, as the model's config `values` want them; encoded once."""
     texts = ["", *item_texts(prepared.items)]

@@ -1,6 +1,5 @@
 """Commands that train, judge and compare; each imports what it needs when it is called."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +25,9 @@ def train(
     init: Annotated[
         Path | None,
         typer.Option(
-            help="A finished run of the same model whose weights this one begins with; its data may be others."
+            "--init",
+            "--warm-start",
+            help="A finished run of the same model whose weights this one begins with; its data may be others.",
         ),
     ] = None,
     teacher: Annotated[
@@ -196,35 +197,51 @@ def evaluate(
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="Run or evaluation folder; a floor lies in DATA/floors/PART/NAME.")],
-    b: Annotated[Path, typer.Argument(help="The one that might replace it.")],
+    base: Annotated[Path, typer.Argument(help="Run or evaluation folder; a floor lies in DATA/floors/PART/NAME.")],
+    runs: Annotated[list[Path], typer.Argument(help="Those that might replace it.")],
     part: PartOption = "test",
-    draws: Annotated[int, typer.Option(min=100, help="Bootstrap resamples and permutations.")] = 2000,
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap resamples and permutations.")] = 10_000,
     seed: Seed = 0,
-    segments: Annotated[bool, typer.Option("--segments", help="Also every segment, as hints: no correction.")] = False,
-    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 unless B is better than A on NDCG.")] = False,
+    margin: Annotated[float, typer.Option(help="Share of the base's figure by which none may be worse.")] = 0.01,
+    guard: Annotated[
+        list[str] | None,
+        typer.Option(help="FIGURE=CHANGE over the standard guardrails, e.g. coverage@10=-0.1: may fall by a tenth."),
+    ] = None,
+    segments: Annotated[bool, typer.Option("--segments", help="Also every segment.")] = False,
+    report: Annotated[Path | None, typer.Option(help="HTML page with plots to write.")] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Exit with 3 unless a run is better on NDCG and no guardrail broken.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Decide between two evaluated models: paired bootstrap interval and permutation test, users as units.
+    """Decide which of some evaluated models is better than the base: paired bootstrap intervals and permutation tests
+    (users as units, Holm's correction), guardrails.
 
-    Example: `recsys compare runs/sasrec runs/bert4rec`
+    Examples: `recsys compare runs/sasrec runs/bert4rec`, `recsys compare runs/old runs/a runs/b --report report.html`
     """
     from pipelines.compare import CompareConfig
     from pipelines.compare import compare as run
+    from pipelines.guardrails import Guardrail, with_standard
     from pipelines.tables import comparison_table
 
-    differences = run(CompareConfig(a=a, b=b, part=part, draws=draws, seed=seed))
+    guardrails = with_standard([Guardrail.parse(text) for text in guard or ()])
+    config = CompareConfig(
+        base=base, runs=tuple(runs), part=part, draws=draws, seed=seed, margin=margin, guardrails=guardrails
+    )
+    if report is not None:
+        from pipelines.comparison_report import write_report  # what it needs is missed before the work, not after
+    comparisons = run(config)
+    if report is not None:
+        write_report(report, comparisons, part)
     if as_json:
-        rows = [
-            asdict(entry) | {"decided": entry.decided, "sentence": entry.sentence(a.name, b.name)}
-            for entry in differences
-        ]
-        print_json({"a": str(a), "b": str(b), "part": part, "differences": rows})
+        print_json({"base": str(base), "part": part, "comparisons": [entry.as_dict() for entry in comparisons]})
     else:
-        shown = [entry for entry in differences if segments or entry.segment == "all"]
-        result_console().print(comparison_table(shown, a.name, b.name))
-        for entry in shown:
-            typer.echo(entry.sentence(a.name, b.name))
-    first = differences[0]
-    if gate and not (first.decided and first.difference > 0):
-        raise GateError(f"compare: {b} is not better than {a} on {first.metric}; it should not replace it.")
+        for entry in comparisons:
+            shown = [row for row in entry.differences if segments or row.segment == "all"]
+            result_console().print(comparison_table(shown, entry.base, entry.name))
+            typer.echo(entry.sentence())
+    if gate and not any(entry.may_replace for entry in comparisons):
+        raise GateError(
+            f"compare: {' and '.join(entry.name for entry in comparisons)} should not replace {base.name}: none is "
+            f"better on {comparisons[0].headline.metric} within the guardrails."
+        )

@@ -137,7 +137,7 @@ def make_plan(config: TrainConfig) -> Plan:
         seed=config.seed,
         encoder=text_encoder(model, prepared),
         network=text_network(model, prepared),
-        start=None if config.init is None else checked_start(open_run(config.init), model),
+        start=None if config.init is None else checked_start(open_run(config.init), model, prepared),
         teacher=checked_teacher(config.teacher, model, training, prepared),
         retriever=None if config.retriever is None else checked_retriever(open_run(config.retriever), model, prepared),
     )

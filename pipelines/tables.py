@@ -53,7 +53,7 @@ def segment_table(evaluation: Evaluation) -> Table:
 def comparison_table(differences: Sequence[Difference], a: str, b: str) -> Table:
     """One row a metric and segment."""
     table = Table(title=f"{b} against {a}, paired by case, users resampled")
-    for column in ("segment", "metric", "cases", "users", a, b, "difference", "95 % interval", "p"):
+    for column in ("segment", "metric", "cases", "users", a, b, "difference", "95 % interval", "p, corrected"):
         table.add_column(column, justify="left" if column in {"segment", "metric"} else "right")
     for entry in differences:
         table.add_row(
@@ -65,7 +65,7 @@ def comparison_table(differences: Sequence[Difference], a: str, b: str) -> Table
             figure(entry.mean_b),
             f"{entry.difference:+.4f}",
             f"{entry.low:+.4f} to {entry.high:+.4f}",
-            f"{entry.p_value:.4f}",
+            f"{entry.adjusted:.4f}",
         )
     return table
 

@@ -13,10 +13,11 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from models.hierarchical import Teacher
-from pipelines.loading import language, run_model, sentences, start_from, text_features
+from pipelines.loading import language, run_model, sentences, text_features
 from pipelines.plan import Plan, TrainConfig, make_plan
 from pipelines.reporter import Reporter
 from pipelines.validation import validation, watched_metric
+from pipelines.warm_start import start_from
 from recsys.batches import TrainingWindows
 from recsys.contracts import CountingModel, SentenceReader, Student, TextReader, Trainable
 from recsys.errors import DataError
@@ -115,7 +116,11 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
     torch.manual_seed(plan.seed)
     model = plan.model.model_class(plan.model.values)
     if plan.start is not None:
-        start_from(model, plan.start, plan.prepared)
+        added = start_from(model, plan.model, plan.start, plan.prepared)
+        if added.items:
+            reporter.say(
+                f"train {plan.model.name}: {added.items} new items, {added.from_texts} with rows by their texts"
+            )
     learn_from_data(model, plan, reporter)
     teacher = teacher_of(plan)
     if teacher is not None:

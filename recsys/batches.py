@@ -37,6 +37,11 @@ class Histories:
             lengths=torch.from_numpy(windows.lengths).to(device),
         )
 
+    @property
+    def last(self) -> Int[Tensor, " B"]:
+        """Item row of each history's last event."""
+        return self.items.gather(1, self.lengths.long()[:, None] - 1).squeeze(1)
+
     def rows(self, chosen: Tensor | slice) -> "Histories":
         """The histories at `chosen` (indices or a bool mask)."""
         return Histories(self.items[chosen], self.timestamps[chosen], self.lengths[chosen])

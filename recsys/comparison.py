@@ -1,31 +1,32 @@
-"""Paired decisions between two models from their ranks on the same cases.
+"""Paired decisions between models from their ranks on the same cases.
 
-Cases of one user are not independent, so users are what is resampled: each user adds up its differences and
-brings its number of cases, and a mean difference is the ratio of the two sums.
+Users are what is resampled (`recsys.resampling`): each adds up its differences and brings its number of cases, and a
+mean difference is the ratio of the two sums.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from recsys.errors import DataError
-from recsys.evaluation import segments
-from recsys.metrics import case_metrics
-
-FloatArray = npt.NDArray[np.float64]
+from recsys.evaluation import segment_rows
+from recsys.metrics import FloatArray, IntArray, case_metrics
+from recsys.resampling import LEVEL, Resamples, holm, standard_errors
 
 CASE_KEY = ("user_idx", "position", "target")
-DRAWS_PER_CHUNK = 1 << 22
 MIN_USERS = 20
-LEVEL = 0.05
+DETECTABLE = 1.959964 + 0.841621
+"""Standard errors that an effect must be long for a test at 5 % to find it four times in five."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """B minus A of one metric: means, 95 % bootstrap interval and permutation p-value."""
+    """B minus A of one metric: means, 95 % bootstrap interval and permutation p-value.
+
+    `adjusted` is the p-value after Holm's correction among the comparisons it was made with.
+    """
 
     metric: str
     segment: str
@@ -36,21 +37,35 @@ class Difference:
     difference: float
     low: float
     high: float
+    standard_error: float
     p_value: float
+    adjusted: float
 
     @property
     def decided(self) -> bool:
-        """Whether interval and test agree that the difference is not zero."""
-        return self.users >= MIN_USERS and (self.low > 0 or self.high < 0) and self.p_value < LEVEL
+        """Whether interval and corrected test agree that the difference is not zero."""
+        return self.users >= MIN_USERS and (self.low > 0 or self.high < 0) and self.adjusted < LEVEL
+
+    @property
+    def detectable(self) -> float:
+        """The smallest difference that so many users would show four times in five."""
+        return DETECTABLE * self.standard_error
+
+    def users_for(self, difference: float) -> int:
+        """How many users would show this difference four times in five."""
+        return int(np.ceil(self.users * (self.detectable / difference) ** 2))
 
     def sentence(self, a: str, b: str) -> str:
         """What the figures mean."""
         where = "" if self.segment == "all" else f" for {self.segment}"
-        interval = f"95 % interval {self.low:+.4f} to {self.high:+.4f}, p = {self.p_value:.4f}"
+        interval = f"95 % interval {self.low:+.4f} to {self.high:+.4f}, p = {self.adjusted:.4f}"
         if self.users < MIN_USERS:
             return f"Not enough data{where}: {self.users} users cannot tell {b} from {a} on {self.metric}."
         if not self.decided:
-            return f"No winner{where}: {b} and {a} cannot be told apart on {self.metric} ({interval})."
+            return (
+                f"No winner{where}: {b} and {a} cannot be told apart on {self.metric} ({interval}; a difference of "
+                f"{self.detectable:.4f} would be seen four times in five)."
+            )
         better, worse = (b, a) if self.difference > 0 else (a, b)
         share = abs(self.difference) / max(1e-12, min(self.mean_a, self.mean_b))
         return (
@@ -59,83 +74,87 @@ class Difference:
         )
 
 
+@dataclass(frozen=True)
+class PairedCases:
+    """Cases with the ranks of both models, their metrics by case, and the draws they are compared by."""
+
+    cases: pl.DataFrame
+    values_a: dict[str, FloatArray]
+    values_b: dict[str, FloatArray]
+    users: IntArray
+    resamples: Resamples
+
+    @classmethod
+    def of(
+        cls, cases_a: pl.DataFrame, cases_b: pl.DataFrame, cutoffs: Sequence[int], draws: int, seed: int
+    ) -> "PairedCases":
+        """Both must hold the same cases."""
+        cases = pair_cases(cases_a, cases_b)
+        values_a, values_b = (
+            case_metrics(cases[name].to_numpy().astype(np.int64), cutoffs) for name in ("rank", "rank_b")
+        )
+        _, users = np.unique(cases["user_idx"].to_numpy(), return_inverse=True)
+        return cls(cases, values_a, values_b, users, Resamples.of_users(users, draws, seed))
+
+    def differences(self, segment: str, rows: IntArray | slice = slice(None)) -> list[Difference]:
+        """Every metric over some of the cases, on the same resamples; not yet corrected."""
+        sizes = self.resamples.sums(np.ones(len(self.users))[rows], rows)
+        sums = np.stack(
+            [self.resamples.sums((self.values_b[name] - self.values_a[name])[rows], rows) for name in self.values_a],
+            axis=1,
+        )
+        low, high = self.resamples.interval(sums, sizes)
+        errors, p_values = standard_errors(sums, sizes), self.resamples.p_values(sums)
+        users = int(np.count_nonzero(np.bincount(self.users[rows])))
+        return [
+            Difference(
+                metric=name,
+                segment=segment,
+                cases=int(sizes.sum()),
+                users=users,
+                mean_a=float(self.values_a[name][rows].mean()),
+                mean_b=float(self.values_b[name][rows].mean()),
+                difference=float(sums[:, column].sum() / sizes.sum()),
+                low=float(low[column]),
+                high=float(high[column]),
+                standard_error=float(errors[column]),
+                p_value=float(p_values[column]),
+                adjusted=float(p_values[column]),
+            )
+            for column, name in enumerate(self.values_a)
+        ]
+
+
 def compare_cases(
     cases_a: pl.DataFrame, cases_b: pl.DataFrame, cutoffs: Sequence[int], draws: int, seed: int
 ) -> list[Difference]:
-    """Every metric at every cutoff, over all cases and per segment of `recsys.evaluation.segments`."""
-    paired = pair_cases(cases_a, cases_b)
-    parts = {"all": paired, **segments(paired)}
+    """Every metric at every cutoff, over all cases and per segment of `recsys.evaluation.segment_rows`; corrected."""
+    paired = PairedCases.of(cases_a, cases_b, cutoffs, draws, seed)
+    found = paired.differences("all")
+    for segment, rows in segment_rows(paired.cases):
+        found += paired.differences(segment, rows)
+    return corrected([found])[0]
+
+
+def corrected(comparisons: Sequence[Sequence[Difference]]) -> list[list[Difference]]:
+    """Several models against one: the first difference of each decides, and these are corrected among themselves;
+    all others, which say where and in what else, among themselves too."""
+    first = holm([differences[0].p_value for differences in comparisons])
+    others = holm([entry.p_value for differences in comparisons for entry in differences[1:]])
+    rest = iter(others)
     return [
-        difference
-        for segment, part in parts.items()
-        for difference in compare_segment(part, segment, cutoffs, draws, np.random.default_rng(seed))
+        [replace(differences[0], adjusted=float(own))]
+        + [replace(entry, adjusted=float(next(rest))) for entry in differences[1:]]
+        for differences, own in zip(comparisons, first, strict=True)
     ]
 
 
 def pair_cases(cases_a: pl.DataFrame, cases_b: pl.DataFrame) -> pl.DataFrame:
     """The cases with `rank` of A and `rank_b` of B; both must hold the same cases."""
-    paired = cases_a.join(cases_b.select(*CASE_KEY, rank_b="rank"), on=CASE_KEY, how="inner")
+    paired = cases_a.join(cases_b.select(*CASE_KEY, rank_b="rank"), on=CASE_KEY, how="inner", maintain_order="left")
     if not len(cases_a) == len(cases_b) == len(paired):
         raise DataError(
             f"compare: A has {len(cases_a)} cases and B {len(cases_b)}, of which {len(paired)} are the same; "
             "evaluate both on the same prepared data and part."
         )
     return paired
-
-
-def compare_segment(
-    cases: pl.DataFrame, segment: str, cutoffs: Sequence[int], draws: int, rng: np.random.Generator
-) -> list[Difference]:
-    """All metrics of one segment, on the same resamples."""
-    values_a = case_metrics(cases["rank"].to_numpy().astype(np.int64), cutoffs)
-    values_b = case_metrics(cases["rank_b"].to_numpy().astype(np.int64), cutoffs)
-    _, users = np.unique(cases["user_idx"].to_numpy(), return_inverse=True)
-    sizes = np.bincount(users).astype(np.float64)
-    differences = [values_b[name] - values_a[name] for name in values_a]
-    sums = np.stack([np.bincount(users, values) for values in differences], axis=1).astype(np.float64)
-    low, high = bootstrap_interval(sums, sizes, draws, rng)
-    p_values = permutation_p_values(sums, draws, rng)
-    return [
-        Difference(
-            metric=name,
-            segment=segment,
-            cases=len(cases),
-            users=len(sizes),
-            mean_a=float(values_a[name].mean()),
-            mean_b=float(values_b[name].mean()),
-            difference=float(sums[:, column].sum() / sizes.sum()),
-            low=float(low[column]),
-            high=float(high[column]),
-            p_value=float(p_values[column]),
-        )
-        for column, name in enumerate(values_a)
-    ]
-
-
-def bootstrap_interval(
-    sums: FloatArray, sizes: FloatArray, draws: int, rng: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
-    """95 % percentile interval of sum / size over resampled users; sums [U, M], sizes [U], result [M] each."""
-    users = len(sizes)
-    means = []
-    for count in chunked(draws, users):
-        weights = rng.multinomial(users, np.full(users, 1 / users), size=count).astype(np.float64)
-        means.append((weights @ sums) / (weights @ sizes)[:, None])
-    low, high = np.quantile(np.concatenate(means), [LEVEL / 2, 1 - LEVEL / 2], axis=0)
-    return low, high
-
-
-def permutation_p_values(sums: FloatArray, draws: int, rng: np.random.Generator) -> FloatArray:
-    """Two-sided p-values [M] under swapping A and B for whole users: P(|sum of +-sums| >= |sum|)."""
-    observed = np.abs(sums.sum(axis=0))
-    as_extreme = np.zeros(sums.shape[1])
-    for count in chunked(draws, len(sums)):
-        signs = rng.choice(np.array([-1.0, 1.0]), size=(count, len(sums)))
-        as_extreme += (np.abs(signs @ sums) >= observed - 1e-12).sum(axis=0)
-    return (1 + as_extreme) / (1 + draws)
-
-
-def chunked(draws: int, users: int) -> list[int]:
-    """Sizes that add up to `draws`, each small enough to hold `users` weights a draw in memory."""
-    size = max(1, DRAWS_PER_CHUNK // max(1, users))
-    return [min(size, draws - first) for first in range(0, draws, size)]

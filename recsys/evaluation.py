@@ -139,21 +139,28 @@ def mean_metrics(cases: pl.DataFrame, cutoffs: Sequence[int]) -> dict[str, float
 
 
 def segments(cases: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """The parts of the cases that are reported on their own; empty ones are left out.
+    """The cases of each of `segment_rows`."""
+    return {name: cases[rows] for name, rows in segment_rows(cases)}
+
+
+def segment_rows(cases: pl.DataFrame) -> Iterator[tuple[str, IntArray]]:
+    """The parts of the cases that are reported on their own, as row numbers; empty ones are left out.
 
     Users new or known to training, targets cold or warm, history length, popularity decile of the target.
     """
     parts = {
-        "user: new": cases.filter("new_user"),
-        "user: known": cases.filter(~pl.col("new_user")),
-        "item: cold": cases.filter("cold_item"),
-        "item: warm": cases.filter(~pl.col("cold_item")),
+        "user: new": pl.col("new_user"),
+        "user: known": ~pl.col("new_user"),
+        "item: cold": pl.col("cold_item"),
+        "item: warm": ~pl.col("cold_item"),
     }
     for low, high in HISTORY_BUCKETS:
         label = f"history: {low}" + ("" if high == low else "+" if high is None else f"-{high}")
-        parts[label] = cases.filter(
-            (pl.col("history_length") >= low) & (True if high is None else pl.col("history_length") <= high)
-        )
+        within = pl.col("history_length") >= low
+        parts[label] = within if high is None else within & (pl.col("history_length") <= high)
     for decile in range(1, 11):
-        parts[f"popularity decile: {decile}"] = cases.filter(popularity_decile=decile)
-    return {name: part for name, part in parts.items() if len(part)}
+        parts[f"popularity decile: {decile}"] = pl.col("popularity_decile") == decile
+    for name, condition in parts.items():
+        rows = np.flatnonzero(cases.select(condition).to_series().to_numpy())
+        if len(rows):
+            yield name, rows

@@ -7,6 +7,7 @@
 
 n_i counts the item's training events, A is one linear map, a and b are learned. An item that no one has had yet is its
 text alone. In training items pass for such ones with probability `id_dropout`, so that texts learn to stand alone.
+A fresh gate lets half of the id through at `half_trusted` events.
 Tables that start from texts: Harte et al., RecSys 2023 (principal components; here each has the same variance).
 Dimensions: V item rows (row 0 is padding), W rows with a private one, F width of text vectors, D width.
 """
@@ -29,8 +30,8 @@ from recsys.whitening import Whitening
 ItemSource = Literal["table", "frozen", "morec", "unisrec", "initialised", "gated"]
 TABLE_STD = 0.02
 """Of a fresh table's numbers (`recsys.layers.init_weights`)."""
-HALF_TRUSTED, STEEPNESS = 10.0, 2.0
-"""Training events at which a fresh gate lets half of the id through, and its slope over their logarithm."""
+STEEPNESS = 2.0
+"""Slope of a fresh gate over the logarithm of the training events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class ItemsConfig(TransformerConfig):
     text_components: int = 0
     text_control: TextControl = "none"
     id_dropout: float = 0.1
+    half_trusted: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +58,8 @@ class ItemsConfig(TransformerConfig):
             raise ConfigError(f"{where}: text_width={self.text_width} must be at least 1.")
         if not 0 <= self.id_dropout < 1:
             raise ConfigError(f"{where}: id_dropout={self.id_dropout} must lie in [0, 1).")
+        if not self.half_trusted > 0:
+            raise ConfigError(f"{where}: half_trusted={self.half_trusted} must be above 0 training events.")
         if self.items in {"frozen", "initialised"} and self.text_components not in {0, self.embedding_dim}:
             raise ConfigError(
                 f"{where}: items={self.items} are text vectors of width embedding_dim={self.embedding_dim}, not "
@@ -101,7 +105,7 @@ class GatedItems(nn.Module):
         self.texts = TextItems(
             config.num_items, config.text_width, config.embedding_dim, "morec", config.text_components
         )
-        self.gate_bias = nn.Parameter(torch.tensor(-STEEPNESS * math.log(HALF_TRUSTED)))
+        self.gate_bias = nn.Parameter(torch.tensor(-STEEPNESS * math.log(config.half_trusted)))
         self.gate_slope = nn.Parameter(torch.tensor(STEEPNESS))
         self.id_dropout = config.id_dropout
         self.register_buffer("counts", torch.zeros(config.num_items + 1))

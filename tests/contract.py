@@ -297,7 +297,9 @@ class CausalRetrieverContract(RetrieverContract):
         for length in range(1, model.max_len + 1):
             prefix = Histories(history[:, :length], times[:, :length], torch.full((4,), length, dtype=torch.int32))
             assert_close(model.hidden_states(prefix.items, prefix.timestamps), states[:, :length], rtol=1e-5, atol=1e-5)
-            assert_close(model.encode(prefix), model.predictions(states[:, length - 1]), rtol=1e-5, atol=1e-5)
+            assert_close(
+                model.encode(prefix), model.prefix_vectors(history, times)[:, length - 1], rtol=1e-5, atol=1e-5
+            )
 
     @torch.no_grad()
     def test_steps_equal_encoding_anew(self) -> None:

@@ -84,7 +84,7 @@ def test_every_case_is_kept_and_floors_stand_beside(path: Path100K) -> None:
 
 
 def test_comparison_speaks_of_every_metric_and_segment(path: Path100K) -> None:
-    rows = path.printed["compare"]["differences"]
+    rows = path.printed["compare"]["comparisons"][0]["differences"]
     assert {row["metric"] for row in rows} == {f"{name}@{k}" for name in ("ndcg", "hit_rate", "mrr") for k in (10, 20)}
     assert {"all", "user: new", "item: cold", "popularity decile: 10"} <= {row["segment"] for row in rows}
 

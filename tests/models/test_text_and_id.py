@@ -15,12 +15,14 @@ from contract import (
     RetrieverContract,
     adamw_steps,
     hit_rate,
+    random_batch,
 )
-from tiny import PRIME, cyclic_histories, random_histories
+from tiny import PRIME, cyclic_histories, histories_of, random_histories
 
 from models.bert4rec import BERT4Rec, BERT4RecConfig
 from models.rearec import ReaRec, ReaRecConfig
 from models.sasrec import SASRec, SASRecConfig
+from recsys.errors import ConfigError
 from recsys.item_vectors import ItemSource
 from recsys.text_items import TextControl, controlled
 
@@ -49,6 +51,15 @@ class TestSASRecOfIdsAndTexts(LearningContract, CausalRetrieverContract):
 
     def make(self, **settings: Any) -> SASRec:
         return with_texts(SASRec, GATED | settings)
+
+
+class TestSASRecWithLikeness(LearningContract, CausalRetrieverContract):
+    """Texts like that of the last event score more."""
+
+    rule_steps = 200
+
+    def make(self, **settings: Any) -> SASRec:
+        return with_texts(SASRec, GATED | {"likeness": 2.0} | settings)
 
 
 class TestSASRecOfInitialisedTable(CausalRetrieverContract):
@@ -102,6 +113,34 @@ class TestBERT4RecOfWhitenedTexts(RetrieverContract):
         return with_texts(BERT4Rec, {"items": "unisrec", "text_width": 7} | CLOZE | settings)
 
     test_loss_starts_at_that_of_a_guess = None  # eight experts start with larger numbers than a table
+
+
+def test_likeness_adds_the_cosine_of_whitened_texts_to_the_score() -> None:
+    histories = histories_of(random_histories(5, NUM_ITEMS, MAX_LEN, 0, shortest=2))
+    plain, like = (with_texts(SASRec, GATED | {"cosine": True, "likeness": weight}).eval() for weight in (0.0, 1.5))
+    like.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        difference = like.encode(histories) @ like.item_vectors().T - plain.encode(histories) @ plain.item_vectors().T
+    texts = plain.items.texts.features.numpy().astype(np.float64)
+    for row, (items, length) in enumerate(zip(histories.items.numpy(), histories.lengths.numpy(), strict=True)):
+        last = texts[items[length - 1]]
+        for item, text in enumerate(texts):
+            lengths = np.linalg.norm(last) * np.linalg.norm(text)
+            expected = 1.5 * last @ text / lengths if lengths else 0.0
+            assert difference[row, item].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_likeness_is_no_part_of_the_loss() -> None:
+    plain, like = (with_texts(SASRec, GATED | {"likeness": weight}).eval() for weight in (0.0, 1.5))
+    like.load_state_dict(plain.state_dict())
+    assert torch.equal(plain.loss(random_batch(plain)), like.loss(random_batch(like)))
+
+
+def test_likeness_needs_texts_and_states_of_events() -> None:
+    with pytest.raises(ConfigError, match=r"likeness=2.0 compares texts of items=gated, not table"):
+        SASRecConfig(**SMALL | {"num_heads": 3}, likeness=2.0)
+    with pytest.raises(ConfigError, match=r"ReaRecConfig: likeness=2.0 stands beside SASRec's state after an event"):
+        ReaRecConfig(**SMALL | {"num_heads": 3} | GATED, likeness=2.0)
 
 
 @pytest.mark.parametrize("backbone", ["sasrec", "bert4rec"])

@@ -269,6 +269,7 @@ def test_instants_of_any_year_are_prepared(world: World) -> None:
     [
         ("pipelines.train", "torch", ["train", "prepared", "--model", "sasrec", "--out", "run"], "recsys[train]"),
         ("serving.run", "uvicorn", ["serve", "bundle"], "recsys[serve]"),
+        ("pipelines.comparison_report", "matplotlib", ["compare", "a", "b", "--report", "r.html"], "recsys[report]"),
     ],
 )
 def test_a_missing_optional_package_is_named(

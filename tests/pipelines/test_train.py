@@ -68,6 +68,7 @@ def test_a_run_says_what_it_is(prepared: Prepared, tmp_path: Path) -> None:
         "text_components": 0,
         "text_control": "none",
         "id_dropout": 0.1,
+        "half_trusted": 10.0,
         "cosine": False,
         "loss": {
             "kind": "softmax",
@@ -288,7 +289,7 @@ def test_a_run_of_an_earlier_version_may_be_begun_with(tmp_path: Path) -> None:
     data = tiny_prepared(tmp_path)
     run = trained(data, tmp_path / "first")
     config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    for later in ("text_pooling", "text_components", "id_dropout"):
+    for later in ("text_pooling", "text_components", "id_dropout", "half_trusted"):
         del config["model"][later]
     (run.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     begun = trained(data, tmp_path / "second", "training.epochs=0", init=run.folder)

@@ -53,11 +53,12 @@ def gated(**settings: Any) -> GatedItems:
     return items
 
 
-def test_a_fresh_gate_is_the_share_of_the_squared_events_beside_a_hundred() -> None:
-    """sigmoid(2 log n - 2 log 10) = n² / (n² + 100); never seen is 0."""
-    fresh = make_items(ItemsConfig(**SHAPE, items="gated"))
+@pytest.mark.parametrize(("settings", "half"), [({}, 10), ({"half_trusted": 3.0}, 3)])
+def test_a_fresh_gate_is_a_share_of_squared_events(settings: dict[str, float], half: int) -> None:
+    """sigmoid(2 log n - 2 log h) = n² / (n² + h²); never seen is 0."""
+    fresh = make_items(ItemsConfig(**SHAPE | settings, items="gated"))
     learn_texts(fresh, texts(), COUNTS)
-    expected = torch.tensor(COUNTS**2 / (COUNTS**2 + 100)).float()
+    expected = torch.tensor(COUNTS**2 / (COUNTS**2 + half**2)).float()
     assert_close(fresh.eval().gates(torch.arange(ITEMS + 1)), expected)
 
 
@@ -218,6 +219,7 @@ def test_vectors_are_those_of_the_stored_state(source: str) -> None:
         ({"text_components": 3}, "text_components=3 needs items made of texts, not items=table"),
         ({"items": "gated", "text_width": 0}, "text_width=0 must be at least 1"),
         ({"items": "gated", "id_dropout": 1.0}, r"id_dropout=1.0 must lie in \[0, 1\)"),
+        ({"items": "gated", "half_trusted": 0.0}, r"half_trusted=0.0 must be above 0 training events"),
         (
             {"items": "gated", "text_components": 8},
             "items=gated would need 8 components of text vectors of text_width=7",
