@@ -199,6 +199,7 @@ def test_one_that_is_sent_again_is_read_anew(client: TestClient, shop: Shop) -> 
         "model_version": client.get("/version").json()["bundle"],
         "stored": 1,
         "replaced": 1,
+        "restored": 0,
     }
     after = ranking(client, ["lamp"])
     assert after != pytest.approx(before, abs=1e-3), "what was kept of histories with it is forgotten"
