@@ -48,18 +48,18 @@ class Boosted:
         return scores
 
     def ranked(self, rows: RowArray, scores: FloatArray) -> tuple[RowArray, FloatArray]:
-        """Rows by their new scores, best first, with these."""
+        """Rows by their new scores, best first, with these; of equal ones the lower row first, whatever the cut."""
         scores = self.applied(rows, scores)
-        order = np.argsort(-scores, kind="stable")
+        order = np.lexsort((rows, -scores))
         return rows[order], scores[order]
 
     def best(self, of: Best, k: int, within: Passing) -> tuple[RowArray, FloatArray]:
         """The `k` that will score best of what is `within`, with their old scores, best of these first."""
         parts = [within]
         for passing in self.passing:
-            parts = [half for part in parts for half in (part & passing, part.without(passing)) if half]
-        found = [of(part) for part in parts]
+            parts = [half for part in parts for half in (part & passing, part.without(passing)) if half.any]
+        found = [of(part) for part in parts or [within]]
         rows, scores = np.concatenate([rows for rows, _ in found]), np.concatenate([scores for _, scores in found])
-        best = np.argsort(-self.applied(rows, scores), kind="stable")[:k]
-        best = best[np.argsort(-scores[best], kind="stable")]
+        best = np.lexsort((rows, -self.applied(rows, scores)))[:k]
+        best = best[np.lexsort((rows[best], -scores[best]))]
         return rows[best], scores[best]

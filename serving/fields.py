@@ -105,8 +105,10 @@ class Field:
 
     def names(self, place: int) -> list[str]:
         """An item's values as texts, counted from 0."""
-        values = self._values[place]
-        return [str(value) for value in (values if self.texts is not None else [values]) if value is not None]
+        value = self._values[place]
+        if value is None:
+            return []
+        return [str(value)] if self.texts is None else value.drop_nulls().to_list()
 
     @property
     def _values(self) -> pl.Series:

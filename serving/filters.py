@@ -59,7 +59,8 @@ class Passing:
         both = min(len(self.later), len(other.later))
         return Passing(self.known.without(other.known), self.later[:both] & ~other.later[:both])
 
-    def __bool__(self) -> bool:
+    @property
+    def any(self) -> bool:
         """Whether anything passes."""
         return self.known.count > 0 or bool(self.later.any())
 

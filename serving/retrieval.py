@@ -33,7 +33,8 @@ class Shelf:
         """Rows and inner products of the `k` items that will score best, highest product first; `vector` [1, D]."""
         if not wanted.boosted.boosts:
             return self._search(vector, k, wanted.excluded, wanted.passing)
-        within = wanted.passing or Passing.all(self.new.first, len(self.new.vectors))
+        every = Passing.all(self.new.first, len(self.new.vectors))
+        within = every if wanted.passing is None else wanted.passing
         return wanted.boosted.best(lambda part: self._search(vector, k, wanted.excluded, part), k, within)
 
     def _search(
@@ -72,7 +73,7 @@ class Popular:
         """Rows and popularity of the `k` that will score best, most popular first."""
         if not wanted.boosted.boosts:
             return self._of(k, wanted.excluded, wanted.passing)
-        within = wanted.passing or Passing.all(len(self._scores), 0)
+        within = Passing.all(len(self._scores), 0) if wanted.passing is None else wanted.passing
         return wanted.boosted.best(lambda part: self._of(k, wanted.excluded, part), k, within)
 
     def _of(self, k: int, excluded: RowArray, passing: Passing | None) -> tuple[RowArray, FloatArray]:
