@@ -1,7 +1,7 @@
 """Where each way of searching among allowed items is the fastest: `python -m benchmarks.filters`, on a quiet machine.
 
-Random vectors of width 64 and random allowed items, one query at a time, one thread; every way is timed in turn, so that
-a slow moment hits all, and the median is kept. Writes docs/serving-filters.md with what the planner chose marked.
+Random vectors of width 64 and random allowed items, one query at a time, one thread; every way is timed in turn, so
+that a slow moment hits all, and the median is kept. Writes docs/serving-filters.md, where the planner's choice is bold.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from recsys.allowed import Allowed
-from recsys.index import FEW, MOST_FETCHED, ItemIndex, Plan, use_one_thread
+from recsys.index import FEW, FEW_ROWS, MOST_FETCHED, ItemIndex, Plan, use_one_thread
 from recsys.steps import git_commit, write_text
 
 SIZES, WIDTH, SEED = (4_000, 100_000, 1_000_000), 64, 0
@@ -30,12 +30,14 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "serving-filters.md"
 NONE = np.empty(0, dtype=np.int64)
 HEAD = f"""# Filters: which search is the fastest
 
-Written by `python -m benchmarks.filters`; do not edit. Random vectors of width {WIDTH}, random allowed items, one query,
-one thread; medians in milliseconds. *few*: allowed vectors are compared one by one. *most*: more than k are fetched of
-all items, and those that are not allowed are dropped. *selected*: FAISS asks of each item whether it is allowed.
-In bold what the service does: *few* up to {FEW:.0%} of the items; *most* beyond, as long as no more than
-{MOST_FETCHED:.0%} of the items must be fetched; else *selected*, and also where what was fetched holds too few.
-All three give the same answer (tested).
+Written by `python -m benchmarks.filters`; do not edit. Random vectors of width {WIDTH}, random allowed items, one
+query, one thread; medians in milliseconds. *few*: allowed vectors are compared one by one. *most*: more than k are
+fetched of all items, and those that are not allowed are dropped. *selected*: FAISS asks of each item whether it is
+allowed. All three give the same answer (tested).
+
+In bold what the service does: *few* up to {FEW:.0%} of the items or {FEW_ROWS:,} of them; *most* beyond, as long as no
+more than {MOST_FETCHED:.0%} of the items must be fetched; else *selected*, and also where what was fetched holds too
+few.
 """
 
 

@@ -15,8 +15,8 @@ from recsys.errors import BundleError
 FloatArray = npt.NDArray[np.float32]
 RowArray = npt.NDArray[np.int64]
 Plan = Literal["few", "most", "selected"]
-FEW = 1 / 10
-"""Up to this share of all items is compared one by one; see docs/serving-filters.md."""
+FEW, FEW_ROWS = 1 / 10, 10_000
+"""Up to this share of all items, or so many, are compared one by one; see docs/serving-filters.md."""
 MOST_FETCHED = 1 / 20
 """Beyond this share of all items, fetching what is then dropped costs more than asking for each whether it may."""
 SPARE = 1.5
@@ -68,7 +68,7 @@ class ItemIndex:
         """How the `k` best of the allowed rows are found the fastest: `few` are compared one by one; where `most` are
         allowed, more than `k` are fetched of all and others dropped; else each vector is asked for whether it may.
         """
-        if allowed.count <= FEW * self.num_items:
+        if allowed.count <= max(FEW * self.num_items, FEW_ROWS):
             return "few"
         return "most" if _fetched(allowed, k, self.num_items) <= MOST_FETCHED * self.num_items else "selected"
 

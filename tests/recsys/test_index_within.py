@@ -51,10 +51,16 @@ def test_random_vectors_among_random_items_are_ranked_as_by_numpy(plan: Plan) ->
 
 
 def test_few_are_compared_one_by_one_and_where_most_are_allowed_others_are_dropped() -> None:
-    index = ItemIndex.build(np.zeros((20_001, 1), dtype=np.float32))
-    counts = {2_000: "few", 2_001: "most", 20_000: "most"}
-    assert {count: index.plan(allowed_of(20_001, list(range(1, count + 1))), 10) for count in counts} == counts
-    assert index.plan(allowed_of(20_001, list(range(1, 2_002))), 500) == "selected", "7,500 would be fetched"
+    index = ItemIndex.build(np.zeros((200_001, 1), dtype=np.float32))
+    counts = {20_000: "few", 20_001: "most", 200_000: "most"}
+    assert {count: index.plan(allowed_of(200_001, list(range(1, count + 1))), 10) for count in counts} == counts
+    assert index.plan(allowed_of(200_001, list(range(1, 20_002))), 1_000) == "selected", "15,000 would be fetched"
+
+
+def test_of_a_small_catalogue_all_are_few() -> None:
+    index = ItemIndex.build(np.zeros((10_002, 1), dtype=np.float32))
+    assert index.plan(allowed_of(10_002, list(range(1, 10_001))), 10) == "few"
+    assert index.plan(allowed_of(10_002, list(range(1, 10_002))), 10) == "most"
 
 
 def test_where_the_wanted_are_not_the_allowed_the_others_are_still_found() -> None:
