@@ -6,10 +6,9 @@ An item passes where every condition holds. Of a field that an item has no value
 can hold.
 """
 
-import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
@@ -72,39 +71,45 @@ class Passing:
 class Filters:
     """Filters over a bundle's items and those that came later; safe to share between threads.
 
-    What passes among the bundle's rows, which never change, is kept; beyond `max_bytes` the longest unused goes first.
+    What passes is kept; beyond `max_bytes` the longest unused goes first. The bundle's items never change; where others
+    came, only these are looked at anew.
     """
 
     def __init__(self, fields: Fields, max_bytes: int) -> None:
         self.fields = fields
         self._max_bytes, self._bytes = max_bytes, 0
-        self._kept: OrderedDict[str, Allowed] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Passing, Mapping[str, Field]]] = OrderedDict()
         self._lock = Lock()
 
     def passing(self, asked: Filter) -> Passing:
         """Which rows pass; a `FieldError` where a field does not exist, or holds other values."""
         for name, condition in asked.items():
             _check(condition, name, self.fields)
-        return Passing(self._of_bundle(asked), _mask(asked, self.fields.later))
+        key, later = repr(sorted(asked.items())), self.fields.later
+        kept = self._find(key)
+        if kept is None:
+            passing = Passing(Allowed(np.concatenate([[False], _mask(asked, self.fields.known)])), _mask(asked, later))
+        elif kept[1] is later:
+            return kept[0]
+        else:
+            passing = replace(kept[0], later=_mask(asked, later))
+        self._keep(key, passing, later)
+        return passing
 
-    def _of_bundle(self, asked: Filter) -> Allowed:
-        key = json.dumps({name: asdict(asked[name]) for name in sorted(asked)})
+    def _find(self, key: str) -> tuple[Passing, Mapping[str, Field]] | None:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
-                return self._kept[key]
-        allowed = Allowed(np.concatenate([[False], _mask(asked, self.fields.known)]))
-        self._keep(key, allowed)
-        return allowed
+            return self._kept.get(key)
 
-    def _keep(self, key: str, allowed: Allowed) -> None:
-        if allowed.nbytes > self._max_bytes:
+    def _keep(self, key: str, passing: Passing, later: Mapping[str, Field]) -> None:
+        if passing.known.nbytes > self._max_bytes:
             return
         with self._lock:
-            self._bytes += allowed.nbytes - (self._kept.pop(key).nbytes if key in self._kept else 0)
-            self._kept[key] = allowed
+            self._bytes += passing.known.nbytes - (self._kept.pop(key)[0].known.nbytes if key in self._kept else 0)
+            self._kept[key] = passing, later
             while self._bytes > self._max_bytes:
-                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+                self._bytes -= self._kept.popitem(last=False)[1][0].known.nbytes
 
 
 def _check(condition: Condition, name: str, fields: Fields) -> None:

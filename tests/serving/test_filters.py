@@ -163,12 +163,13 @@ def test_true_is_not_found_under_one() -> None:
         filters.passing({"flag": Condition(any=[1])})
 
 
-def test_items_that_came_later_are_never_kept() -> None:
+def test_items_that_came_later_are_looked_at_anew_when_others_come() -> None:
     fields = Fields(ITEMS)
     filters, asked = Filters(fields, 10**6), {"title": Condition(any=["Cup"])}
     assert filters.passing(asked).later.tolist() == []
     fields.write(LATER)
     assert filters.passing(asked).later.tolist() == [True, False]
+    assert filters.passing(asked) is filters.passing(asked)
     fields.write([NewItem(item_id="f", title="Mug"), LATER[1]])
     assert filters.passing(asked).later.tolist() == [False, False]
 
