@@ -204,6 +204,7 @@ class Model(Read):
     ranker: RankerVersion | None
     no_history: str
     exported: str | None
+    index: dict[str, Any]
     metrics: dict[str, Any]
 
 

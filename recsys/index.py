@@ -29,9 +29,14 @@ def use_one_thread() -> None:
 
 @dataclass(frozen=True)
 class ItemIndex:
-    """Exact search; item row r is vector r - 1 of the FAISS index, so that padding can never be found."""
+    """Search by inner product; item row r is vector r - 1 of the FAISS index, so that padding can never be found.
+
+    `index` is exact. Where there is an `approximate` one too, it answers what is asked of all items; few of them are
+    always searched exactly.
+    """
 
     index: faiss.Index
+    approximate: faiss.Index | None = None
 
     @classmethod
     def build(cls, item_vectors: FloatArray) -> "ItemIndex":
@@ -59,10 +64,13 @@ class ItemIndex:
         k = min(k, self.num_items - len(barred))
         if k <= 0:
             return np.empty((len(queries), 0), dtype=np.int64), np.empty((len(queries), 0), dtype=np.float32)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if self.approximate is not None and (found := _of_more(self.approximate, queries, k, barred)) is not None:
+            return found
         selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(barred))
         parameters = faiss.SearchParameters(sel=selector) if len(barred) else None  # type: ignore[call-arg]  # stubs lag
-        scores, found = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), k, params=parameters)
-        return found + 1, scores
+        scores, places = self.index.search(queries, k, params=parameters)
+        return places + 1, scores
 
     def plan(self, allowed: Allowed, k: int) -> Plan:
         """How the `k` best of the allowed rows are found the fastest: `few` are compared one by one; where `most` are
@@ -132,14 +140,26 @@ class ItemIndex:
         faiss.write_index(self.index, str(path))
 
     @classmethod
-    def load(cls, path: Path) -> "ItemIndex":
-        """Reads what `save` wrote."""
-        try:
-            return cls(faiss.read_index(str(path)))
-        except RuntimeError as error:
-            raise BundleError(
-                f"{path}: not a FAISS index ({str(error).splitlines()[0]}); export the run again."
-            ) from None
+    def load(cls, path: Path, approximate: Path | None = None) -> "ItemIndex":
+        """What `save` wrote, and an index of the same items in FAISS's format; both stay on disk, mapped to memory."""
+        return cls(_read(path), None if approximate is None else _read(approximate))
+
+
+def _read(path: Path) -> faiss.Index:
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise BundleError(f"{path}: not a FAISS index ({str(error).splitlines()[0]}); export the run again.") from None
+
+
+def _of_more(index: faiss.Index, queries: FloatArray, k: int, barred: RowArray) -> tuple[RowArray, FloatArray] | None:
+    """The `k` best places but for `barred` ones, rows of them; None where a search did not bring enough."""
+    scores, places = index.search(queries, min(k + len(barred), index.ntotal))
+    kept = (places >= 0) & ~np.isin(places, barred)
+    if (kept.sum(axis=1) < k).any():
+        return None
+    first = np.argsort(~kept, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(places, first, axis=1) + 1, np.take_along_axis(scores, first, axis=1)
 
 
 def _barred(allowed: Allowed, excluded: RowArray) -> RowArray:

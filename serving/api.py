@@ -198,6 +198,7 @@ def _model(service: Service) -> messages.Model:
         ranker=_ranker(bundle),
         no_history=bundle.card.no_history,
         exported=bundle.manifest.get("created"),
+        index=bundle.manifest["counts"].get("index", {"kind": "flat", "recall": 1.0}),
         metrics=bundle.metrics,
     )
 

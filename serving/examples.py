@@ -48,6 +48,7 @@ MODEL: dict[str, Any] = {
     "ranker": None,
     "no_history": "popularity, latest 10% of events",
     "exported": "2026-11-22T06:12:12+00:00",
+    "index": {"kind": "flat", "recall": 1.0},
     "metrics": {"validation": {"ndcg@10": 0.1}},
 }
 REQUESTS: dict[tuple[str, str], Any] = {

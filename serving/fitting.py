@@ -13,6 +13,8 @@ def check_fit(bundle: Bundle, encoder: Encoder) -> None:
     num_items = bundle.catalog.num_items
     complaints = {
         f"index.faiss holds {bundle.index.num_items} items": bundle.index.num_items != num_items,
+        "approximate.faiss holds other items than index.faiss": bundle.index.approximate is not None
+        and (bundle.index.approximate.ntotal, bundle.index.approximate.d) != (num_items, bundle.index.width),
         f"items.parquet has {len(bundle.items)} rows": len(bundle.items) != num_items,
         "items.parquet is not in catalogue order": not bundle.items["item_id"].equals(bundle.catalog.item_ids),
         f"no_history.npy has shape {bundle.no_history.shape}": bundle.no_history.shape != (num_items + 1,),

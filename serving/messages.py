@@ -274,6 +274,7 @@ class Model(BaseModel):
     ranker: RankerVersion | None
     no_history: str
     exported: str | None
+    index: dict[str, Any] = Field(description="how all items are searched, and the recall measured at export")
     metrics: dict[str, Any]
 
 
