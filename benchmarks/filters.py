@@ -32,8 +32,8 @@ HEAD = f"""# Filters: which search is the fastest
 
 Written by `python -m benchmarks.filters`; do not edit. Random vectors of width {WIDTH}, random allowed items, one
 query, one thread; milliseconds, the fastest of {QUERIES - 1} queries. *few*: allowed vectors are compared one by one.
-*most*: more than k are fetched of all items, and those that are not allowed are dropped. *selected*: FAISS asks of each item whether it is
-allowed. All three give the same answer (tested).
+*most*: more than k are fetched of all items, and those that are not allowed are dropped. *selected*: FAISS asks of
+each item whether it is allowed. All three give the same answer (tested).
 
 In bold what the service does: *few* up to {FEW:.0%} of the items or {FEW_ROWS:,} of them; *most* beyond, as long as no
 more than {MOST_FETCHED:.0%} of the items must be fetched; else *selected*, and also where what was fetched holds too
