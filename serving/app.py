@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from recsys import __version__
-from serving import api, page, problems
+from serving import api, examples, page, problems
 from serving.metrics import Metrics
 from serving.observed import Observed
 from serving.service import Service
@@ -29,6 +29,7 @@ def create_app(source: Path | Service, settings: Settings) -> FastAPI:
     app.state.settings, app.state.metrics = settings, metrics
     app.add_middleware(Observed, metrics=metrics, max_body_bytes=settings.max_body_bytes)
     problems.install(app)
+    examples.install(app)
     app.include_router(api.router)
     app.include_router(page.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
