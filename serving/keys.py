@@ -69,6 +69,18 @@ class Keys:
         self._keep(user_id, entry)
         return self._part(entry, 0, len(rows)), "gathered"
 
+    def events_of(self, user_id: str) -> int:
+        """How many of a user's events have kept keys."""
+        with self._lock:
+            self._forget_unused()
+            entry = self._entries.get(user_id)
+            return 0 if entry is None else entry.filled
+
+    def forget(self, user_id: str) -> None:
+        """Keeps nothing of a user."""
+        with self._lock:
+            self._drop(user_id)
+
     def size(self) -> CacheSize:
         """Users and the bytes of their keys."""
         with self._lock:

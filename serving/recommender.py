@@ -17,10 +17,11 @@ from serving.encodings import CacheSize, Encodings, Origin
 from serving.keys import KeyOrigin
 from serving.new_items import NewVectors
 from serving.ranking import SecondStage, Unranked
-from serving.state import UserState
+from serving.state import StateError, UserState
 
 Source = Literal["model", "no_history"]
 Stage = Literal["state", "encode", "search", "rank"]
+Stored = Literal["read", "unavailable"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
@@ -47,7 +48,8 @@ class Answer:
 
     `encoding`: how the model's vector came about, None where there was nothing to encode. `rank_keys` and
     `rank_events`: how the keys came about by which a ranker ordered the items, and of how many events, None and 0 where
-    none did; `unranked` is the reason, None for a bundle without a ranker.
+    none did; `unranked` is the reason, None for a bundle without a ranker. `stored`: whether the user's events could be
+    read, None where none were asked for.
     """
 
     rows: RowArray
@@ -57,6 +59,7 @@ class Answer:
     rank_keys: KeyOrigin | None
     rank_events: int
     unranked: Unranked | None
+    stored: Stored | None
     history: Sequence[str]
     history_length: int
     history_used: int
@@ -121,6 +124,7 @@ class Recommender:
         self._new = NewVectors(bundle.catalog.num_rows, np.zeros((0, bundle.index.width), dtype=np.float32))
         self._popular = _ranked(bundle.no_history)
         self._cosine = _cosine_index(bundle.index)
+        self._deletions = 0
 
     def cache_size(self) -> CacheSize:
         """Of the encodings that are kept."""
@@ -137,13 +141,17 @@ class Recommender:
 
     def recommend(self, query: Query) -> Answer:
         """The `k` best allowed items (fewer where fewer are left); never a retired one."""
-        stages = Stages()
-        history = self._whole_history(query, stages)
+        stages, deletions = Stages(), self._deletions
+        history, stored = self._whole_history(query, stages)
+        if stored == "unavailable":
+            query = replace(query, user_id=None)  # what is kept of the user belongs to another history
         rows, unknown = self.known(history)
         barred, unknown_barred = self.known(query.exclude)
         excluded = np.concatenate([self._bundle.catalog.retired_rows, barred, rows if self._hides_seen(query) else []])
         window = rows[-self._bundle.card.max_len :]
         found = self._found(rows, query, excluded.astype(np.int64), stages)
+        if query.user_id is not None and deletions != self._deletions:
+            self._drop_kept(query.user_id)  # the user may have been deleted after the history was read
         return Answer(
             rows=found.rows,
             scores=found.scores,
@@ -152,12 +160,22 @@ class Recommender:
             rank_keys=found.rank_keys,
             rank_events=found.rank_events,
             unranked=found.unranked,
+            stored=stored,
             history=history,
             history_length=len(rows),
             history_used=len(window),
             unknown_items=list(dict.fromkeys(unknown + unknown_barred)),
             seconds=stages.seconds,
         )
+
+    def kept_events(self, user_id: str) -> int:
+        """How many of a user's events have keys that are kept."""
+        return 0 if self._second is None else self._second.kept_events(user_id)
+
+    def forget(self, user_id: str) -> None:
+        """Keeps nothing of a user who was deleted from the state before."""
+        self._deletions += 1
+        self._drop_kept(user_id)
 
     def admit(self, rows: Mapping[str, int], vectors: FloatArray) -> None:
         """From now on these items can be found by their vectors [N, D]: the next new rows, or some written anew."""
@@ -195,11 +213,21 @@ class Recommender:
         rows = [row for _, row in asked if row is not None]
         return np.array(rows, dtype=np.int64), [item_id for item_id, row in asked if row is None]
 
-    def _whole_history(self, query: Query, stages: Stages) -> Sequence[str]:
+    def _whole_history(self, query: Query, stages: Stages) -> tuple[Sequence[str], Stored | None]:
+        """The stored events, then those that came along; the latter alone where the state does not answer."""
         if query.user_id is None:
-            return query.history
+            return query.history, None
         with stages.measured("state"):
-            return [*self._state.history(query.user_id), *query.history]
+            try:
+                return [*self._state.history(query.user_id), *query.history], "read"
+            except StateError:
+                return query.history, "unavailable"
+
+    def _drop_kept(self, user_id: str) -> None:
+        """Keys are kept by user; encodings by content, so all go rather than those of somebody."""
+        self._encodings.clear()
+        if self._second is not None:
+            self._second.forget(user_id)
 
     def _hides_seen(self, query: Query) -> bool:
         return self._bundle.card.seen == "exclude" if query.exclude_seen is None else query.exclude_seen

@@ -16,7 +16,7 @@ SECONDS_TO_FINISH = 10
 LARGEST_PORT = 65_535
 
 
-def serve(bundle: Path, host: str = "127.0.0.1", port: int = 8000, state: Path | None = None) -> None:
+def serve(bundle: Path, host: str = "127.0.0.1", port: int = 8000, state: str | Path | None = None) -> None:
     """Serves `bundle` until the process is told to stop; `state` None means `RECSYS_STATE` or its default.
 
     A taken port, an unusable setting or a bundle that cannot be served is a `RecsysError` before anything starts.
