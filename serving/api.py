@@ -49,7 +49,7 @@ Counted = Annotated[Metrics, Depends(counted)]
 Configured = Annotated[Settings, Depends(configured)]
 RequestId = Annotated[str, Depends(identified)]
 
-router = APIRouter(responses=dict.fromkeys((404, 409, 413, 422, 503), PROBLEM_RESPONSE))
+router = APIRouter(responses=dict.fromkeys((401, 403, 404, 409, 413, 422, 429, 503), PROBLEM_RESPONSE))
 
 
 @router.post("/v1/recommend", response_model=messages.Recommendations)
@@ -165,8 +165,10 @@ async def live() -> messages.Health:
 
 
 @router.get("/health/ready")
-def ready(service: Loaded) -> messages.Health:
+def ready(request: Request, service: Loaded) -> messages.Health:
     """Bundle loaded; `degraded` where the user state does not answer, which does not stop recommendations."""
+    if request.app.state.draining:
+        raise HTTPException(503, "the service is about to stop and takes no new requests soon")
     return messages.Health(status="ok" if service.state_answers() else "degraded")
 
 

@@ -1,7 +1,7 @@
 """Settings of the service: environment variables `RECSYS_…`, read once at start."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -37,6 +37,13 @@ class Settings(BaseSettings):
         default=3600, gt=0, description="an encoding, or a user's keys, not used for so long are dropped"
     )
     key_cache_bytes: int = Field(default=256 * 1024 * 1024, ge=0, description="memory for users' keys; 0: keep none")
+    keys: Path | None = Field(default=None, description="file of API keys, made by `recsys keys create`")
+    without_keys: bool = Field(default=False, description="whether other machines may call without any key")
+    rate_limit: str | None = Field(default=None, description="of a key, or of an address: 100/second; 5000/minute")
+    request_seconds: float = Field(default=30, gt=0, description="after so long a request is answered by 503")
+    cors_origins: str | None = Field(default=None, description="origins whose pages may call, with commas between")
+    logs: Literal["text", "json"] = Field(default="text", description="json: one object a line, and a line a request")
+    drain_seconds: float = Field(default=3, ge=0, description="between SIGTERM and the last new request")
     threads: int = Field(default=4, ge=1, description="requests answered at the same time; the others wait")
 
 

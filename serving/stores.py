@@ -25,14 +25,22 @@ def item_file(settings: Settings) -> Path:
 
 def _state(settings: Settings) -> UserState:
     bounds = (settings.history_limit, settings.forget_seconds, settings.state_seconds)
+    url = redis_url(settings)
+    if url is None:
+        return SqliteState(Path(settings.state), *bounds)
+    from serving.redis_state import RedisState  # a file needs no client
+
+    return RedisState(url, *bounds)
+
+
+def redis_url(settings: Settings) -> str | None:
+    """The address of the state's server, None for a file; a `ConfigError` for any other scheme."""
     scheme, found, rest = settings.state.partition("://")
     if not found:
-        return SqliteState(Path(settings.state), *bounds)
+        return None
     if scheme not in REDIS:
         known = ", ".join(f"{name}://" for name in REDIS)
         raise ConfigError(
             f"RECSYS_STATE: {scheme}:// is not known; give a file, or an address that begins with {known}."
         )
-    from serving.redis_state import RedisState  # a file needs no client
-
-    return RedisState(f"{scheme.replace('valkey', 'redis')}://{rest}", *bounds)
+    return f"{scheme.replace('valkey', 'redis')}://{rest}"

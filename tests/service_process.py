@@ -58,7 +58,7 @@ def served(bundle: Path, state: str | Path, log: Path, **settings: object) -> It
         f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r})); from pathlib import Path; "
         f"from serving.run import serve; serve(Path({str(bundle)!r}), port={port}, state={str(state)!r})"
     )
-    given = {f"RECSYS_{name.upper()}": str(value) for name, value in settings.items()}
+    given = {f"RECSYS_{name.upper()}": str(value) for name, value in {"drain_seconds": 0, **settings}.items()}
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", code], stderr=output, stdout=output, cwd=ROOT, env={**os.environ, **given}
