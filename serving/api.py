@@ -168,7 +168,7 @@ async def live() -> messages.Health:
 def ready(request: Request, service: Loaded) -> messages.Health:
     """Bundle loaded; `degraded` where the user state does not answer, which does not stop recommendations."""
     if request.app.state.draining:
-        raise HTTPException(503, "the service is about to stop and takes no new requests soon")
+        raise HTTPException(503, "the service is about to stop; send requests elsewhere")
     return messages.Health(status="ok" if service.state_answers() else "degraded")
 
 
