@@ -1,5 +1,6 @@
 """A store that does not answer is left alone for a while, so that requests need not wait for it one by one."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +9,7 @@ from threading import Lock
 
 from serving.state import Event, StateError, UserState
 
+LOG = logging.getLogger("uvicorn.error")
 FAILURES = 3
 """In a row, after which calls are refused without being tried."""
 
@@ -15,7 +17,8 @@ FAILURES = 3
 class Breaker:
     """Lets calls through until `FAILURES` of them fail in a row, then for `pause_seconds` none, then one to see."""
 
-    def __init__(self, pause_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, pause_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
         self._pause_seconds, self._clock = pause_seconds, clock
         self._failures, self._refused_until = 0, -math.inf
         self._lock = Lock()
@@ -26,12 +29,16 @@ class Breaker:
         self._pass()
         try:
             yield
-        except StateError:
+        except StateError as error:
             with self._lock:
                 self._failures += 1
                 self._refused_until = self._clock() + self._pause_seconds
+                if self._failures == FAILURES:
+                    LOG.error("%s: %d failures in a row, the last: %s", self._name, FAILURES, error)
             raise
         with self._lock:
+            if self._failures >= FAILURES:
+                LOG.info("%s: well again", self._name)
             self._failures = 0
 
     def _pass(self) -> None:
@@ -39,7 +46,7 @@ class Breaker:
             if self._failures < FAILURES:
                 return
             if self._clock() < self._refused_until:
-                raise StateError("user state is left alone after failures in a row")
+                raise StateError(f"{self._name}: left alone after failures in a row")
             self._refused_until = self._clock() + self._pause_seconds  # this one tries, the others go on waiting
 
 
@@ -48,7 +55,12 @@ class GuardedState:
 
     def __init__(self, state: UserState, pause_seconds: float) -> None:
         self._state = state
-        self._reading, self._writing = Breaker(pause_seconds), Breaker(pause_seconds)
+        self._reading, self._writing = (Breaker(f"{what} user state", pause_seconds) for what in ("reading", "writing"))
+
+    @property
+    def deletions(self) -> int:
+        """How often any process had deleted users when this one asked last."""
+        return self._state.deletions
 
     def append(self, events: Sequence[Event]) -> int:
         """Stores all events or none; how many were new."""

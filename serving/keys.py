@@ -76,10 +76,11 @@ class Keys:
             entry = self._entries.get(user_id)
             return 0 if entry is None else entry.filled
 
-    def forget(self, user_id: str) -> None:
-        """Keeps nothing of a user."""
+    def clear(self) -> None:
+        """Forgets all."""
         with self._lock:
-            self._drop(user_id)
+            self._entries.clear()
+            self._bytes = 0
 
     def size(self) -> CacheSize:
         """Users and the bytes of their keys."""

@@ -44,9 +44,9 @@ class SecondStage:
         """How many of a user's events have kept keys."""
         return self._keys.events_of(user_id)
 
-    def forget(self, user_id: str) -> None:
-        """Keeps nothing of a user."""
-        self._keys.forget(user_id)
+    def drop_kept(self) -> None:
+        """All users' keys."""
+        self._keys.clear()
 
     def read(self, history: RowArray) -> RowArray | None:
         """Events of a history that ranking reads: the latest of items that the ranker knows; None where too few."""

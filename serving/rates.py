@@ -23,7 +23,7 @@ class Rates:
         self._limits = _parsed(text)
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = None if redis is None else SlidingWindowCounterRateLimiter(_redis(redis, wait_seconds))
-        self._breaker = Breaker(pause_seconds)
+        self._breaker = Breaker("counting rates in Redis", pause_seconds)
 
     async def seconds_to_wait(self, caller: str) -> int:
         """Counts one request; 0 where it may pass, else in how many seconds another may."""

@@ -124,7 +124,6 @@ class Recommender:
         self._new = NewVectors(bundle.catalog.num_rows, np.zeros((0, bundle.index.width), dtype=np.float32))
         self._popular = _ranked(bundle.no_history)
         self._cosine = _cosine_index(bundle.index)
-        self._deletions = 0
 
     def cache_size(self) -> CacheSize:
         """Of the encodings that are kept."""
@@ -141,7 +140,7 @@ class Recommender:
 
     def recommend(self, query: Query) -> Answer:
         """The `k` best allowed items (fewer where fewer are left); never a retired one."""
-        stages, deletions = Stages(), self._deletions
+        stages, deletions = Stages(), self._state.deletions
         history, stored = self._whole_history(query, stages)
         if stored == "unavailable":
             query = replace(query, user_id=None)  # what is kept of the user belongs to another history
@@ -150,8 +149,8 @@ class Recommender:
         excluded = np.concatenate([self._bundle.catalog.retired_rows, barred, rows if self._hides_seen(query) else []])
         window = rows[-self._bundle.card.max_len :]
         found = self._found(rows, query, excluded.astype(np.int64), stages)
-        if query.user_id is not None and deletions != self._deletions:
-            self._drop_kept(query.user_id)  # the user may have been deleted after the history was read
+        if self._state.deletions != deletions:
+            self.drop_kept()  # by any process, perhaps after the history was read and before something was kept of it
         return Answer(
             rows=found.rows,
             scores=found.scores,
@@ -172,10 +171,11 @@ class Recommender:
         """How many of a user's events have keys that are kept."""
         return 0 if self._second is None else self._second.kept_events(user_id)
 
-    def forget(self, user_id: str) -> None:
-        """Keeps nothing of a user who was deleted from the state before."""
-        self._deletions += 1
-        self._drop_kept(user_id)
+    def drop_kept(self) -> None:
+        """Encodings and keys: somebody was deleted, and encodings do not say whose they are."""
+        self._encodings.clear()
+        if self._second is not None:
+            self._second.drop_kept()
 
     def admit(self, rows: Mapping[str, int], vectors: FloatArray) -> None:
         """From now on these items can be found by their vectors [N, D]: the next new rows, or some written anew."""
@@ -222,12 +222,6 @@ class Recommender:
                 return [*self._state.history(query.user_id), *query.history], "read"
             except StateError:
                 return query.history, "unavailable"
-
-    def _drop_kept(self, user_id: str) -> None:
-        """Keys are kept by user; encodings by content, so all go rather than those of somebody."""
-        self._encodings.clear()
-        if self._second is not None:
-            self._second.forget(user_id)
 
     def _hides_seen(self, query: Query) -> bool:
         return self._bundle.card.seen == "exclude" if query.exclude_seen is None else query.exclude_seen

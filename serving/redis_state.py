@@ -3,6 +3,7 @@
     recsys:events:USER      sorted set; a member is   time (18 digits) arrival (16 digits) [item, event id]
     recsys:event-ids:USER   set of these event ids
     recsys:arrivals         counts events, so that those of one time stay in order of arrival
+    recsys:deletions        counts deletions of users, so that replicas drop what they keep
 
 All scores are 0 and members sort as bytes: a time in microseconds would lose digits as a score, which is a double. One
 script appends, so no reader sees half of a request. Its keys belong to several users: Redis Cluster is not served.
@@ -81,6 +82,12 @@ class RedisState:
                 "--state or RECSYS_STATE."
             ) from None
         self._append = self._redis.register_script(APPEND)
+        self._deletions = 0
+
+    @property
+    def deletions(self) -> int:
+        """As of the last call that read or deleted."""
+        return self._deletions
 
     def append(self, events: Sequence[Event]) -> int:
         """Stores all events or none; how many were new."""
@@ -104,10 +111,11 @@ class RedisState:
     def delete(self, user_id: str) -> int:
         """Takes the user's keys out of memory; how many events there were. The server's files follow later."""
         events, ids = _keys(user_id)
-        with _answering(), self._redis.pipeline(transaction=True) as both:
-            both.zcard(events)
-            both.delete(events, ids)
-            deleted, _ = both.execute()
+        with _answering(), self._redis.pipeline(transaction=True) as calls:
+            calls.zcard(events)
+            calls.delete(events, ids)
+            calls.incr(f"{PREFIX}:deletions")
+            deleted, _, self._deletions = calls.execute()
         return deleted
 
     def check(self) -> None:
@@ -121,8 +129,12 @@ class RedisState:
 
     def _newest(self, user_id: str) -> list[bytes]:
         events, _ = _keys(user_id)
-        with _answering():
-            members: list[bytes] = self._redis.zrange(events, -self._limit, -1)  # type: ignore[assignment]
+        members: list[bytes]
+        with _answering(), self._redis.pipeline(transaction=False) as calls:
+            calls.zrange(events, -self._limit, -1)
+            calls.get(f"{PREFIX}:deletions")
+            members, deletions = calls.execute()
+        self._deletions = int(deletions or 0)
         return members
 
 

@@ -86,7 +86,7 @@ class Service:
     def forget(self, user_id: str) -> int:
         """Deletes all that is known of a user, from the store and from what is kept; how many events there were."""
         deleted = self.state.delete(user_id)
-        self.recommender.forget(user_id)
+        self.recommender.drop_kept()
         return deleted
 
     def add_items(self, items: Sequence[NewItem]) -> int:

@@ -27,6 +27,8 @@ CREATE INDEX IF NOT EXISTS events_of_user ON events (user_id, timestamp, number)
 CREATE UNIQUE INDEX IF NOT EXISTS event_once ON events (user_id, event_id) WHERE event_id IS NOT NULL;
 CREATE TABLE IF NOT EXISTS forgotten (user_id TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS forgotten_next ON forgotten (at);
+CREATE TABLE IF NOT EXISTS deletions (one INTEGER PRIMARY KEY CHECK (one = 1), count INTEGER NOT NULL);
+INSERT INTO deletions VALUES (1, 0) ON CONFLICT DO NOTHING;
 """
 INSERT = """
 INSERT INTO events (user_id, item_id, timestamp, event_id) VALUES (?, ?, ?, ?)
@@ -43,6 +45,7 @@ NEWEST = """
 SELECT item_id, timestamp, event_id FROM events WHERE user_id = ?1
 AND NOT EXISTS (SELECT 1 FROM forgotten WHERE user_id = ?1 AND at <= ?2) ORDER BY timestamp DESC, number DESC LIMIT ?3
 """
+DELETIONS = "SELECT count FROM deletions"
 SWEPT = 16
 """Overdue users that an append forgets beside its own, so that they go as fast as they came."""
 SECONDS_TO_DELETE = 600
@@ -68,6 +71,11 @@ class UserState(Protocol):
 
     A user to whom no event was sent for `forget_seconds` (of the store's opening; 0: never) is unknown again.
     """
+
+    @property
+    def deletions(self) -> int:
+        """How often any process had deleted users when this one asked last: what is made of older answers may go."""
+        ...
 
     def append(self, events: Sequence[Event]) -> int:
         """Stores all events or none; how many were new. A user's `event_id` counts once while its event is kept."""
@@ -120,6 +128,12 @@ class SqliteState:
                 f"{path}: cannot keep user state there ({error}); choose another file with --state or RECSYS_STATE."
             ) from None
         self._writing, self._reading = Lock(), Lock()
+        self._deletions = 0
+
+    @property
+    def deletions(self) -> int:
+        """As of the last call that read or deleted."""
+        return self._deletions
 
     def append(self, events: Sequence[Event]) -> int:
         """Stores all events or none; how many were new."""
@@ -150,7 +164,9 @@ class SqliteState:
             connection.execute("BEGIN IMMEDIATE")
             deleted = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
             connection.execute("DELETE FROM forgotten WHERE user_id = ?", (user_id,))
+            connection.execute("UPDATE deletions SET count = count + 1")
             connection.execute("COMMIT")
+            self._deletions = connection.execute(DELETIONS).fetchone()[0]
             connection.execute("VACUUM")
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if busy:
@@ -170,6 +186,7 @@ class SqliteState:
         """Item, time and event id, oldest first."""
         with self._alone(self._reading):
             newest_first = self._reader.execute(NEWEST, (user_id, self._now(), self._limit)).fetchall()
+            self._deletions = self._reader.execute(DELETIONS).fetchone()[0]
         return newest_first[::-1]
 
     def _forget_overdue(self, users: Sequence[str]) -> None:

@@ -93,7 +93,7 @@ def test_both_stores_answer_like_sorted_lists(server, tmp_path_factory, steps) -
     redis = RedisState(server.url, LIMIT)
     sqlite = SqliteState(tmp_path_factory.mktemp("sqlite") / "state.sqlite", LIMIT)
     by_hand = ByHand()
-    for step in steps:
+    for place, step in enumerate(steps):
         answers = [
             store.append(step) if isinstance(step, list) else store.delete(step) for store in (by_hand, redis, sqlite)
         ]
@@ -102,6 +102,7 @@ def test_both_stores_answer_like_sorted_lists(server, tmp_path_factory, steps) -
             expected = by_hand.kept.get(user_id, [])
             assert redis.events(user_id) == sqlite.events(user_id) == expected
             assert redis.history(user_id) == sqlite.history(user_id) == [event.item_id for event in expected]
+        assert redis.deletions == sqlite.deletions == sum(isinstance(step, str) for step in steps[: place + 1])
     redis.close()
     sqlite.close()
 
@@ -217,7 +218,7 @@ def test_a_deleted_user_leaves_no_key(server) -> None:
         state = RedisState(server.url, LIMIT)
         state.append([event("a", event_id="1"), event("b", user_id="bob")])
         assert state.delete("ann") == 1
-        assert sorted(client.keys()) == [b"recsys:arrivals", b"recsys:events:bob"]
+        assert sorted(client.keys()) == [b"recsys:arrivals", b"recsys:deletions", b"recsys:events:bob"]
         state.close()
 
 

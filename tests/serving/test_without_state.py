@@ -77,9 +77,10 @@ def attempt(breaker: Breaker, fails: bool) -> bool:
     return tried
 
 
-def test_after_failures_in_a_row_one_call_a_pause_is_tried() -> None:
+def test_after_failures_in_a_row_one_call_a_pause_is_tried(caplog) -> None:
+    caplog.set_level("INFO")
     clock = Clock()
-    breaker = Breaker(pause_seconds=5, clock=clock)
+    breaker = Breaker("reading", pause_seconds=5, clock=clock)
     assert [attempt(breaker, fails=True) for _ in range(FAILURES + 2)] == [True] * FAILURES + [False] * 2
     clock.now += 4.9
     assert not attempt(breaker, fails=False)
@@ -88,16 +89,17 @@ def test_after_failures_in_a_row_one_call_a_pause_is_tried() -> None:
     assert not attempt(breaker, fails=False)
     clock.now += 5
     assert [attempt(breaker, fails=False) for _ in range(3)] == [True] * 3
+    assert caplog.messages == ["reading: 3 failures in a row, the last: gone", "reading: well again"]
 
 
 def test_failures_that_are_not_in_a_row_stop_nothing() -> None:
-    breaker = Breaker(pause_seconds=5, clock=Clock())
+    breaker = Breaker("reading", pause_seconds=5, clock=Clock())
     assert all(attempt(breaker, fails=number % FAILURES != 0) for number in range(20))
 
 
 def test_while_one_call_tries_the_others_are_refused() -> None:
     clock = Clock()
-    breaker = Breaker(pause_seconds=5, clock=clock)
+    breaker = Breaker("reading", pause_seconds=5, clock=clock)
     for _ in range(FAILURES):
         attempt(breaker, fails=True)
     clock.now += 5
