@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from models.registry import ModelConfig
@@ -12,14 +13,19 @@ from pipelines.earlier_runs import earlier_run
 from pipelines.evaluate import HEADLINE
 from pipelines.export_ranker import RankingConfig, second_stage, write_second_stage
 from pipelines.loading import no_history, real_histories, run_model, text_network
-from recsys.bundle import TOKENIZER, Bundle, ModelCard, SentenceCard, open_bundle
+from recsys.approximate import IndexChoice, choose_index
+from recsys.batches import Histories
+from recsys.bundle import APPROXIMATE_INDEX, INDEX, TOKENIZER, Bundle, ModelCard, SentenceCard, open_bundle
 from recsys.contracts import TrainableRetriever
 from recsys.errors import ConfigError
 from recsys.export import check_encoder, write_bundle_files
+from recsys.index import FloatArray, ItemIndex
 from recsys.item_sentences import attribute_names
 from recsys.prepared import Prepared, SeenRule
 from recsys.runs import REPORT, Run, open_run
 from recsys.steps import writing_step
+
+INDEX_QUERIES, BATCH = 1_000, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +35,7 @@ class ExportConfig:
     run: Path
     out: Path
     overwrite: bool = False
+    index: IndexChoice = field(default_factory=IndexChoice)
     ranker: Path | None = None
     ranking: RankingConfig = field(default_factory=RankingConfig)
 
@@ -85,16 +92,38 @@ def export(config: ExportConfig) -> Bundle:
             "width": int(retriever.item_vectors().shape[1]),
             "encoder_difference": difference,
             "mlflow_run_id": run.mlflow_run_id,
+            "index": write_index(step.folder, config.index, retriever, prepared),
         })
         if second is not None:
             step.counts.update(write_second_stage(step.folder, second, run, prepared))
     return open_bundle(config.out)
 
 
+def write_index(folder: Path, choice: IndexChoice, retriever: TrainableRetriever, prepared: Prepared) -> dict[str, Any]:
+    """An index beside the exact one, where one is to be; what the manifest says of it."""
+    exact = ItemIndex.load(folder / INDEX)
+    if not choice.kinds(exact.num_items):
+        return {"kind": "flat", "recall": 1.0}
+    queries = encoded_histories(retriever, prepared)
+    chosen = choose_index(choice, exact, queries)
+    ItemIndex(chosen.index).save(folder / APPROXIMATE_INDEX)
+    return chosen.as_dict() | {"queries": len(queries)}
+
+
+@torch.no_grad()
+def encoded_histories(retriever: TrainableRetriever, prepared: Prepared) -> FloatArray:
+    """[B, D], what the service would be asked: histories of random users, the latest events of each."""
+    users = np.flatnonzero(prepared.store.lengths > 0)
+    users = np.random.default_rng(0).permutation(users)[:INDEX_QUERIES]
+    batches = np.array_split(users, max(1, len(users) // BATCH))
+    windows = [prepared.store.windows(part, prepared.store.lengths[part], retriever.max_len) for part in batches]
+    return np.concatenate([retriever.encode(Histories.from_windows(part)).numpy() for part in windows])
+
+
 def settings(config: ExportConfig) -> dict[str, Any]:
     """For the manifest."""
     second = {} if config.ranker is None else {"ranker": str(config.ranker), **asdict(config.ranking)}
-    return {"run": str(config.run), **second}
+    return {"run": str(config.run), "index": asdict(config.index), **second}
 
 
 def sentence_card(model: ModelConfig, prepared: Prepared) -> SentenceCard:

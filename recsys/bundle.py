@@ -15,7 +15,8 @@ features.npy          of a model over a teacher's item vectors: those, f32[V, F]
                       service adds rows
 items.onnx            what reads new items for it: tokens, kinds [N, W] -> features [N, F], vectors [N, D]; with
                       tokenizer.json
-index.faiss           inner products with item vectors
+index.faiss           inner products with item vectors, exact
+approximate.faiss     of a large catalogue: another index of the same, see `recsys.approximate`
 catalog.parquet       item_id <-> item_idx
 items.parquet         what an answer may show of an item, in catalogue order
 no_history.npy        f32[V]: scores for users without history (recent popularity)
@@ -43,11 +44,12 @@ from recsys.stored_ranker import RANKER_FILES, StoredRanker
 ENCODER, STEP = "encoder.onnx", "step.onnx"
 SENTENCES, TOKENIZER = "sentences.npz", "tokenizer.json"
 FEATURES, ITEM_READER = "features.npy", "items.onnx"
+INDEX, APPROXIMATE_INDEX = "index.faiss", "approximate.faiss"
 BUNDLE_FILES = (
     "model.json",
     "model.safetensors",
     ENCODER,
-    "index.faiss",
+    INDEX,
     "catalog.parquet",
     "items.parquet",
     "no_history.npy",
@@ -138,7 +140,9 @@ def open_bundle(folder: Path) -> Bundle:
         card=ModelCard(**card | {"sentences": SentenceCard(**card["sentences"]) if card.get("sentences") else None}),
         catalog=Catalog.load(folder / "catalog.parquet"),
         items=pl.read_parquet(folder / "items.parquet"),
-        index=ItemIndex.load(folder / "index.faiss"),
+        index=ItemIndex.load(
+            folder / INDEX, folder / APPROXIMATE_INDEX if APPROXIMATE_INDEX in manifest["files"] else None
+        ),
         no_history=np.load(folder / "no_history.npy"),
         sentences=_load_sentences(folder) if card.get("sentences") and not over_features else None,
         features=np.load(folder / FEATURES) if over_features else None,

@@ -13,12 +13,11 @@ from pydantic import BaseModel
 
 from recsys import __version__
 from recsys.bundle import Bundle
-from serving import messages
+from serving import messages, paging
 from serving.metrics import Metrics
 from serving.new_items import NewItem
 from serving.problems import PROBLEM_RESPONSE
 from serving.recommender import Answer
-from serving.recommender import Query as RecommendQuery
 from serving.service import Service
 from serving.settings import Settings
 from serving.state import Event, StateError
@@ -57,24 +56,32 @@ def recommend(
     query: messages.RecommendRequest, service: Loaded, metrics: Counted, settings: Configured, request_id: RequestId
 ) -> Response:
     """The next items for a history, a user, or both."""
-    history = query.history or []
-    _limit("history", len(history), settings.max_history)
-    _limit("exclude", len(query.exclude), settings.max_history)
-    _within_reason(query.reasoning_steps, service.recommender.most_steps)
-    _can_rank(query.rank, service.recommender.ranks)
-    answer = service.recommender.recommend(
-        RecommendQuery(
-            history=history,
-            user_id=query.user_id,
-            k=query.k,
-            exclude_seen=query.exclude_seen,
-            exclude=query.exclude,
-            reasoning_steps=query.reasoning_steps,
-            rank=query.rank is not False,
+    _check(query, service, settings)
+    answer = service.recommender.recommend(query.as_query())
+    metrics.answer(answer)
+    return _json(_recommendations(service, query, answer, request_id))
+
+
+@router.post("/v1/recommend/batch", response_model=messages.BatchRecommendations)
+def recommend_batch(
+    batch: messages.BatchRequest, service: Loaded, metrics: Counted, settings: Configured, request_id: RequestId
+) -> Response:
+    """The answers to several requests, whose histories are encoded at once."""
+    _limit("requests", len(batch.requests), settings.max_batch)
+    for query in batch.requests:
+        _check(query, service, settings)
+    answers = service.recommender.recommend_all([query.as_query() for query in batch.requests])
+    for answer in answers:
+        metrics.answer(answer)
+    return _json(
+        messages.BatchRecommendations(
+            request_id=request_id,
+            answers=[
+                _recommendations(service, query, answer, f"{request_id}.{number}")
+                for number, (query, answer) in enumerate(zip(batch.requests, answers, strict=True))
+            ],
         )
     )
-    metrics.answer(answer)
-    return _json(_recommendations(service, answer, request_id))
 
 
 @router.post("/v1/events", status_code=202, response_model=messages.EventsStored)
@@ -122,12 +129,25 @@ def similar(item_id: str, service: Loaded, request_id: RequestId, k: Annotated[m
 def store_items(items: messages.ItemMessages, service: Loaded, settings: Configured, request_id: RequestId) -> Response:
     """Makes one item or a list of them recommendable by their texts, at once: all or none."""
     _limit("items", len(items), settings.max_items)
-    _refuse_unreadable(items, service)
-    replaced = service.add_items([NewItem(**item.model_dump()) for item in items])
+    restored = [row for item in items if item.is_bare and (row := _deleted(service, item.item_id)) is not None]
+    written = [item for item in items if not item.is_bare or _deleted(service, item.item_id) is None]
+    _refuse_unreadable(written, service)
+    replaced = service.add_items([NewItem(**item.model_dump()) for item in written], restored)
     answer = messages.ItemsStored(
-        request_id=request_id, model_version=service.bundle.version, stored=len(items), replaced=replaced
+        request_id=request_id,
+        model_version=service.bundle.version,
+        stored=len(written),
+        replaced=replaced,
+        restored=len(restored),
     )
     return _json(answer, status=201)
+
+
+@router.delete("/v1/items/{item_id:path}", status_code=204)
+def delete_item(item_id: str, service: Loaded) -> Response:
+    """Takes an item out of all answers, now and after a restart, until it is sent to `/v1/items` again."""
+    service.delete_item(_row(service, item_id))
+    return Response(status_code=204)
 
 
 @router.get("/v1/items/{item_id:path}")
@@ -180,31 +200,47 @@ def metrics(metrics: Counted, service: Loaded) -> Response:
     return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
+@router.get("/v1/models")
+async def models(service: Loaded) -> messages.Models:
+    """The bundles that answer here, and what was measured on them."""
+    return messages.Models(models=[_model(service)])
+
+
 @router.get("/version")
 async def version(service: Loaded) -> messages.Version:
     """What runs here."""
+    return messages.Version(recsys=__version__, **vars(_model(service)))
+
+
+def _model(service: Service) -> messages.Model:
     bundle = service.bundle
-    return messages.Version(
-        recsys=__version__,
+    return messages.Model(
         bundle=bundle.version,
         model=bundle.card.name,
         items=bundle.catalog.num_items,
         new_items=service.recommender.num_rows - bundle.catalog.num_rows,
+        item_fields={name: field.kinds for name, field in service.recommender.fields.known.items()},
         max_len=bundle.card.max_len,
         seen=bundle.card.seen,
         reasoning_steps=service.recommender.most_steps,
         ranker=_ranker(bundle),
         no_history=bundle.card.no_history,
         exported=bundle.manifest.get("created"),
+        index=bundle.manifest["counts"].get("index", {"kind": "flat", "recall": 1.0}),
         metrics=bundle.metrics,
     )
 
 
-def _recommendations(service: Service, answer: Answer, request_id: str) -> messages.Recommendations:
+def _recommendations(
+    service: Service, query: messages.RecommendRequest, answer: Answer, request_id: str
+) -> messages.Recommendations:
+    items = service.recommended(answer, query.fields)
+    shown = [*([] if query.after is None else paging.read(query.after)), *(paging.mark(item.item_id) for item in items)]
     return messages.Recommendations(
         request_id=request_id,
         model_version=service.bundle.version,
-        items=service.ranking(answer.rows, answer.scores),
+        items=items,
+        next=paging.written(shown) if answer.more else None,
         source=answer.source,
         no_history=service.bundle.card.no_history if answer.source == "no_history" else None,
         unknown_items=answer.unknown_items,
@@ -244,6 +280,13 @@ def _limit(name: str, count: int, limit: int) -> None:
         raise HTTPException(413, f"{name}: {count:,} entries, and at most {limit:,} are read; send the newest")
 
 
+def _check(query: messages.RecommendRequest, service: Service, settings: Settings) -> None:
+    _limit("history", len(query.history or []), settings.max_history)
+    _limit("exclude", len(query.exclude), settings.max_history)
+    _within_reason(query.reasoning_steps, service.recommender.most_steps)
+    _can_rank(query.rank, service.recommender.ranks)
+
+
 def _within_reason(steps: int | None, most: int) -> None:
     if steps is not None and steps > most:
         raise HTTPException(
@@ -258,7 +301,15 @@ def _can_rank(rank: bool | None, ranks: bool) -> None:
         )
 
 
-def _refuse_unreadable(items: messages.ItemMessages, service: Service) -> None:
+def _deleted(service: Service, item_id: str) -> int | None:
+    """The row of an item that a client took out."""
+    row = service.row(item_id)
+    return row if row is not None and service.is_deleted(row) else None
+
+
+def _refuse_unreadable(items: list[messages.ItemMessage], service: Service) -> None:
+    if not items:
+        return
     if service.reader is None:
         raise HTTPException(
             409,

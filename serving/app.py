@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from recsys import __version__
-from serving import api, page, problems
+from serving import api, examples, page, problems
 from serving.api_keys import KeyRing
 from serving.guard import Guard, Timeout
 from serving.metrics import Metrics
@@ -34,6 +34,7 @@ def create_app(source: Path | Service, settings: Settings) -> FastAPI:
     app.state.settings, app.state.metrics, app.state.draining = settings, metrics, False
     _surround(app, settings, metrics)
     problems.install(app)
+    examples.install(app)
     app.include_router(api.router)
     app.include_router(page.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

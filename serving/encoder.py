@@ -1,5 +1,6 @@
 """Histories to vectors by ONNX Runtime."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,15 +79,24 @@ class Encoder:
 
     def encode(self, rows: IntArray, tables: ItemInputs | None = None) -> Encoding:
         """One history of at least one item row, oldest first; over other `tables` than its own where given."""
-        given = {"items": rows[None], "lengths": np.array([len(rows)], dtype=np.int32)} | _inputs(tables or self.tables)
+        return self.encode_all([rows], tables)[0]
+
+    def encode_all(self, histories: Sequence[IntArray], tables: ItemInputs | None = None) -> list[Encoding]:
+        """Several such histories at once."""
+        lengths = [len(rows) for rows in histories]
+        items = np.zeros((len(histories), max(lengths)), dtype=np.int64)
+        for row, history in zip(items, histories, strict=True):
+            row[: len(history)] = history
+        given = {"items": items, "lengths": np.array(lengths, dtype=np.int32)} | _inputs(tables or self.tables)
         outputs = [self._vectors, *(MEMORY if self._step else ())]
-        return _encoding(self._session.run(outputs, {name: given[name] for name in self._inputs}))
+        encoded = self._session.run(outputs, {name: given[name] for name in self._inputs})
+        return [_encoding(encoded, place, length) for place, length in enumerate(lengths)]
 
     def go_on(self, before: Encoding, row: int) -> Encoding:
         """The history of `before` with one event more; both stay usable."""
         assert self._step is not None
         inputs = {"item": np.array([row], dtype=np.int64), **dict(zip(MEMORY, before.memory, strict=True))}
-        after = _encoding(self._step.run([self._vectors, *NEW_MEMORY], inputs | _inputs(self.tables)))
+        after = _encoding(self._step.run([self._vectors, *NEW_MEMORY], inputs | _inputs(self.tables)), 0, 1)
         both = zip(before.memory, after.memory, strict=True)
         return Encoding(after.vectors, tuple(np.concatenate(parts, axis=EVENTS) for parts in both))
 
@@ -104,7 +114,11 @@ def _inputs(tables: ItemInputs | None) -> dict[str, np.ndarray]:
     return {} if tables is None else tables.inputs()
 
 
-def _encoding(outputs: list[Any]) -> Encoding:
-    """`answers` [S, 1, D] or `vectors` [1, D], then memory."""
+def _encoding(outputs: list[Any], place: int, length: int) -> Encoding:
+    """One history of `answers` [S, B, D] or `vectors` [B, D], then memory; a copy, or a part would keep it all."""
     vectors, *memory = outputs
-    return Encoding(vectors[:, 0] if vectors.ndim == 3 else vectors, tuple(memory))
+    own = [vectors[:, place] if vectors.ndim == 3 else vectors[place][None]]
+    own += [part[:, place : place + 1, :, :length] for part in memory]
+    if len(vectors if vectors.ndim == 2 else vectors[0]) > 1:
+        own = [part.copy() for part in own]
+    return Encoding(own[0], tuple(own[1:]))

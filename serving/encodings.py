@@ -9,7 +9,7 @@ window that has slid. Only where an item's text is written anew, all entries go.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Literal
@@ -58,18 +58,29 @@ class Encodings:
 
     def of(self, rows: IntArray) -> tuple[Encoding, Origin]:
         """The encoding of item rows, oldest first, and how it came about."""
-        content, size = rows.tobytes(), rows.itemsize
+        return self.of_all([rows])[0]
+
+    def of_all(self, histories: Sequence[IntArray]) -> list[tuple[Encoding, Origin]]:
+        """The same of several; those of which nothing is kept are encoded at once."""
         generation = self._generation
-        length, encoding = self._longest_known(content, size)
-        if encoding is None:
-            encoding = self._encoder.encode(rows)
+        found = [self._longest_known(rows.tobytes(), rows.itemsize) for rows in histories]
+        new = {rows.tobytes(): rows for rows, (_, encoding) in zip(histories, found, strict=True) if encoding is None}
+        full = dict(zip(new, self._encoder.encode_all(list(new.values())), strict=True)) if new else {}
+        for content, encoding in full.items():
             self._keep(content, encoding, generation)
-            return encoding, "full"
+        return [
+            (full[rows.tobytes()], "full") if before is None else self._gone_on(rows, length, before, generation)
+            for rows, (length, before) in zip(histories, found, strict=True)
+        ]
+
+    def _gone_on(self, rows: IntArray, length: int, encoding: Encoding, generation: int) -> tuple[Encoding, Origin]:
+        """From an encoding of the first `length` events to that of all."""
         if length == len(rows):
             return encoding, "cached"
         for row in rows[length:].tolist():
             encoding = self._encoder.go_on(encoding, row)
-        self._keep(content, encoding, generation, instead_of=content[: length * size])
+        content = rows.tobytes()
+        self._keep(content, encoding, generation, instead_of=content[: length * rows.itemsize])
         return encoding, "step"
 
     def size(self) -> CacheSize:

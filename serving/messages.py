@@ -2,14 +2,17 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
+from serving import paging
 from serving.encodings import Origin
 from serving.keys import KeyOrigin
+from serving.options import BoostMessage, DiversityMessage, FieldName, FilterMessage, Request, as_filter
 from serving.ranking import Unranked
-from serving.recommender import Source, Stage, Stored
+from serving.recommender import Query, Source, Stage, Stored
 
 MAX_K = 200
+MAX_BOOSTS = 4
 EARLIEST, LATEST = 10**14, 253_402_300_799_999_999
 
 ItemId = Annotated[str, Field(min_length=1, max_length=512)]
@@ -18,10 +21,10 @@ Text = Annotated[str, Field(max_length=10_000)]
 K = Annotated[int, Field(ge=1, le=MAX_K)]
 
 
-class Request(BaseModel):
-    """Base of what clients send: no unknown keys, no guessed types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+def _a_page(after: str) -> str:
+    """Refuses what no answer gave."""
+    paging.read(after)
+    return after
 
 
 class RecommendRequest(Request):
@@ -31,7 +34,7 @@ class RecommendRequest(Request):
     user_id: UserId | None = None
     k: K = 10
     exclude_seen: bool | None = Field(default=None, description="null: the rule the bundle was evaluated with")
-    exclude: list[ItemId] = []
+    exclude: list[ItemId] = Field(default=[])
     reasoning_steps: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="null: as many as the model was trained with; at most reasoning_steps of /version"
     )
@@ -39,12 +42,50 @@ class RecommendRequest(Request):
     rank: bool | None = Field(
         default=None, description="whether the bundle's ranker orders what was found; null: where it has one"
     )
+    filter: FilterMessage = Field(default={})
+    boosts: Annotated[list[BoostMessage], Field(max_length=MAX_BOOSTS)] = Field(
+        default=[], description="one after the other, of the whole catalogue"
+    )
+    diversity: DiversityMessage | None = None
+    after: Annotated[str, Field(max_length=10_000), AfterValidator(_a_page)] | None = Field(
+        default=None, description="next of an answer to the same request: its further items"
+    )
+    why: Annotated[int, Field(ge=0, le=5)] = Field(
+        default=0, description="how many of the history's items that are nearest to it an item is explained by"
+    )
+    fields: Annotated[list[FieldName], Field(max_length=50)] = Field(
+        default=[], description="fields of the items that the answer shows"
+    )
 
     @model_validator(mode="after")
     def _names_somebody(self) -> Self:
         if self.history is None and self.user_id is None:
             raise ValueError('give history (it may be empty: {"history": []}), user_id, or both')
         return self
+
+    def as_query(self) -> Query:
+        """For the recommender."""
+        return Query(
+            history=self.history or [],
+            user_id=self.user_id,
+            k=self.k,
+            exclude_seen=self.exclude_seen,
+            exclude=self.exclude,
+            reasoning_steps=self.reasoning_steps,
+            rank=self.rank is not False,
+            filter=as_filter(self.filter),
+            boosts=[boost.as_boost() for boost in self.boosts],
+            diversity=None if self.diversity is None else self.diversity.as_diversity(),
+            shown=() if self.after is None else paging.read(self.after),
+            why=self.why,
+            fields=self.fields,
+        )
+
+
+class BatchRequest(Request):
+    """Several requests, answered in their order; one that cannot be used refuses them all."""
+
+    requests: Annotated[list[RecommendRequest], Field(min_length=1)]
 
 
 def _in_microseconds(timestamp: int) -> int:
@@ -83,14 +124,19 @@ class ItemMessage(Request):
 
     item_id: ItemId
     title: Text | None = None
-    categories: Annotated[list[Text], Field(max_length=100)] = []
-    fields: Annotated[dict[str, Text], Field(max_length=100)] = {}
+    categories: Annotated[list[Text], Field(max_length=100)] = Field(default=[])
+    fields: Annotated[dict[str, Text], Field(max_length=100)] = Field(default={})
 
     @model_validator(mode="after")
     def _names_each_attribute_once(self) -> Self:
         if clash := sorted(self.fields.keys() & {"item_id", "title", "categories"}):
             raise ValueError(f"fields: {clash[0]} has a place of its own, beside fields")
         return self
+
+    @property
+    def is_bare(self) -> bool:
+        """An id alone: of a deleted item, asks for it back."""
+        return self.title is None and not self.categories and not self.fields
 
 
 ItemMessages = Annotated[
@@ -107,6 +153,7 @@ class ItemsStored(BaseModel):
     model_version: str
     stored: int
     replaced: int = Field(description="of them: items stored before, written anew")
+    restored: int = Field(description="items sent as an id alone that had been deleted, and are back as they were")
 
 
 class Item(BaseModel):
@@ -121,6 +168,19 @@ class ScoredItem(Item):
     """One line of a ranking; scores compare within one answer only."""
 
     score: float
+
+
+class NearItem(Item):
+    """An item of the history, and the cosine of its vector with the recommended item's."""
+
+    cosine: float
+
+
+class RecommendedItem(ScoredItem):
+    """One line of an answer."""
+
+    fields: dict[str, Any] | None = Field(description="those that were asked for; null where none were")
+    why: list[NearItem] = Field(description="nearest items of the history that the model read")
 
 
 class ItemDetails(Item):
@@ -144,7 +204,8 @@ class Recommendations(BaseModel):
 
     request_id: str
     model_version: str
-    items: list[ScoredItem]
+    items: list[RecommendedItem]
+    next: str | None = Field(description="sent as after of the same request it gives further items; null at the end")
     source: Source
     no_history: str | None = Field(description="what ranked the items where source is no_history, else null")
     unknown_items: list[str] = Field(description="ids of history and exclude that were ignored")
@@ -157,6 +218,13 @@ class Recommendations(BaseModel):
     rank_events: int = Field(description="newest events of items it knows, which the ranker read")
     rank_keys: KeyOrigin | None = Field(description="of these events: kept, appended to kept ones, or gathered anew")
     milliseconds: Milliseconds
+
+
+class BatchRecommendations(BaseModel):
+    """The answer of `/v1/recommend/batch`, in the order of the requests."""
+
+    request_id: str
+    answers: list[Recommendations]
 
 
 class EventsStored(BaseModel):
@@ -217,21 +285,34 @@ class RankerVersion(BaseModel):
     weight: float | None = Field(description="score = first stage's + weight x ranker's; null: the ranker's alone")
 
 
-class Version(BaseModel):
-    """What runs here."""
+class Model(BaseModel):
+    """One bundle that answers here."""
 
-    recsys: str
     bundle: str
     model: str
     items: int
     new_items: int = Field(description="items that came since the bundle was exported")
+    item_fields: dict[str, str] = Field(description="what filters may ask of, and what their values are")
     max_len: int
     seen: str
     reasoning_steps: int
     ranker: RankerVersion | None
     no_history: str
     exported: str | None
+    index: dict[str, Any] = Field(description="how all items are searched, and the recall measured at export")
     metrics: dict[str, Any]
+
+
+class Models(BaseModel):
+    """The answer of `/v1/models`."""
+
+    models: list[Model]
+
+
+class Version(Model):
+    """What runs here."""
+
+    recsys: str
 
 
 class Complaint(BaseModel):

@@ -8,15 +8,18 @@ from threading import Lock
 
 import numpy as np
 
+from recsys.allowed import Mask
 from recsys.index import FloatArray, RowArray
 from serving.state import answering, connect
 
-SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS items (number INTEGER PRIMARY KEY, item_id TEXT UNIQUE NOT NULL, content TEXT NOT NULL)"
-)
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS items (number INTEGER PRIMARY KEY, item_id TEXT UNIQUE NOT NULL, content TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS deleted_items (item_id TEXT PRIMARY KEY);
+"""
 UPSERT = """
 INSERT INTO items (item_id, content) VALUES (?, ?) ON CONFLICT (item_id) DO UPDATE SET content = excluded.content
 """
+RESTORE = "DELETE FROM deleted_items WHERE item_id = ?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +44,10 @@ class ItemStore:
         self._connection = connect(path)
         self._lock = Lock()
         with self._connection:
-            self._connection.execute(SCHEMA)
+            self._connection.executescript(SCHEMA)
 
-    def put(self, items: Sequence[NewItem]) -> None:
-        """Stores all or none; one that is there is written anew."""
+    def put(self, items: Sequence[NewItem], restored: Sequence[str] = ()) -> None:
+        """Stores all or none, one that is there anew; takes their tombstones away, and those of `restored`."""
         rows = [
             (
                 item.item_id,
@@ -55,6 +58,18 @@ class ItemStore:
         with self._lock, answering(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.executemany(UPSERT, rows)
+            without = [*(item.item_id for item in items), *restored]
+            self._connection.executemany(RESTORE, [(item_id,) for item_id in without])
+
+    def delete(self, item_id: str) -> None:
+        """A tombstone; what is stored of the item stays."""
+        with self._lock, answering(), self._connection:
+            self._connection.execute("INSERT INTO deleted_items VALUES (?) ON CONFLICT DO NOTHING", (item_id,))
+
+    def deleted(self) -> set[str]:
+        """Ids with a tombstone."""
+        with self._lock, answering():
+            return {item_id for (item_id,) in self._connection.execute("SELECT item_id FROM deleted_items")}
 
     def all(self) -> list[NewItem]:
         """In order of their first arrival."""
@@ -88,13 +103,24 @@ class NewVectors:
         return NewVectors(self.first, self.vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
 
     def merged(
-        self, query: FloatArray, found: RowArray, scores: FloatArray, k: int, excluded: RowArray
+        self,
+        query: FloatArray,
+        found: RowArray,
+        scores: FloatArray,
+        k: int,
+        excluded: RowArray,
+        passing: Mask | None = None,
     ) -> tuple[RowArray, FloatArray]:
-        """The `k` best of `found` and of these but for `excluded`; `query` [1, D], the others of one dimension."""
+        """The `k` best of `found` and of these but for `excluded` and those that do not pass.
+
+        `query` [1, D], the others of one dimension; `passing` is of these and perhaps of some that are not here yet.
+        """
         if not len(self.vectors):
             return found, scores
         rows = np.arange(self.first, self.first + len(self.vectors))
         allowed = ~np.isin(rows, excluded)
+        if passing is not None:
+            allowed &= passing[: len(rows)]
         both = np.concatenate([scores, (self.vectors[allowed] @ query[0]).astype(np.float32)])
         best = np.argsort(-both, kind="stable")[:k]
         return np.concatenate([found, rows[allowed]])[best], both[best]

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from serving.fields import FieldError
 from serving.messages import Complaint, Problem
 from serving.observed import REQUEST_ID
 from serving.state import StateError
@@ -25,6 +26,7 @@ def install(app: FastAPI) -> None:
     """Registers the handlers."""
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(FieldError, _no_such_field)
     app.add_exception_handler(StateError, _unavailable)
     app.add_exception_handler(Exception, _bug)
 
@@ -54,6 +56,12 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     complaints = [_complaint(entry) for entry in error.errors()[:NAMED]]
     return problem(request, 422, "; ".join(f"{entry.field}: {entry.message}" for entry in complaints), complaints)
+
+
+async def _no_such_field(request: Request, error: Exception) -> Response:
+    assert isinstance(error, FieldError)
+    complaint = Complaint(field=".".join(map(str, error.place)), message=error.message)
+    return problem(request, 422, f"{complaint.field}: {complaint.message}", [complaint])
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:

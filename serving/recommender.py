@@ -9,20 +9,27 @@ from typing import Literal, get_args
 import numpy as np
 
 from recsys.bundle import Bundle
-from recsys.catalog import PADDING
-from recsys.errors import BundleError
-from recsys.index import FloatArray, ItemIndex, RowArray, use_one_thread
-from serving.encoder import Encoder
+from recsys.index import FloatArray, RowArray
+from serving import paging
+from serving.boosts import Boost, Boosted
+from serving.diversity import Diversity, diverse
+from serving.encoder import Encoder, Encoding
 from serving.encodings import CacheSize, Encodings, Origin
+from serving.fields import FieldError, Fields
+from serving.filters import Filter, Filters, Passing
+from serving.fitting import check_fit
 from serving.keys import KeyOrigin
 from serving.new_items import NewVectors
 from serving.ranking import SecondStage, Unranked
+from serving.retrieval import Popular, Shelf, Wanted, cosine_index
 from serving.state import StateError, UserState
 
 Source = Literal["model", "no_history"]
 Stage = Literal["state", "encode", "search", "rank"]
 Stored = Literal["read", "unavailable"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+CANDIDATES = 500
+"""Among so many of the best items a diverse list is chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +37,8 @@ class Query:
     """Whose next items are asked for: the stored events of `user_id`, then `history`, oldest first.
 
     `reasoning_steps`: None for as many as the model was trained with. `rank`: whether the bundle's ranker, if it has
-    one, orders what was found.
+    one, orders what was found. `shown`: marks of what pages before have shown (`serving.paging`). `why`: how many items
+    of the history each item is explained by. `fields`: which ones the answer will show.
     """
 
     history: Sequence[str] = ()
@@ -40,6 +48,17 @@ class Query:
     exclude: Sequence[str] = ()
     reasoning_steps: int | None = None
     rank: bool = True
+    filter: Filter = field(default_factory=dict)
+    boosts: Sequence[Boost] = ()
+    diversity: Diversity | None = None
+    shown: Sequence[bytes] = ()
+    why: int = 0
+    fields: Sequence[str] = ()
+
+    @property
+    def depth(self) -> int:
+        """How many items are asked for, those of the pages before included."""
+        return self.k + len(self.shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +67,15 @@ class Answer:
 
     `encoding`: how the model's vector came about, None where there was nothing to encode. `rank_keys` and
     `rank_events`: how the keys came about by which a ranker ordered the items, and of how many events, None and 0 where
-    none did; `unranked` is the reason, None for a bundle without a ranker. `stored`: whether the user's events could be
-    read, None where none were asked for.
+    none did; `unranked` is the reason, None for a bundle without a ranker. `why`: for each item the rows of the history
+    whose vectors point the most in its direction, and the cosines. `more`: whether further items may be left. `stored`:
+    whether the user's events could be read, None where none were asked for.
     """
 
     rows: RowArray
     scores: FloatArray
+    why: list[list[tuple[int, float]]]
+    more: bool
     source: Source
     encoding: Origin | None
     rank_keys: KeyOrigin | None
@@ -78,14 +100,9 @@ class Found:
 
     rows: RowArray
     scores: FloatArray
-    encoding: Origin | None = None
     rank_keys: KeyOrigin | None = None
     rank_events: int = 0
     unranked: Unranked | None = None
-
-    def best(self, k: int) -> "Found":
-        """The first `k`."""
-        return replace(self, rows=self.rows[:k], scores=self.scores[:k])
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,21 @@ class Stages:
         self.seconds[stage] += time.perf_counter() - started
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A query, and what is known of it before anything is computed: the known events, and what may be answered."""
+
+    query: Query
+    stored: Stored | None
+    history: Sequence[str]
+    rows: RowArray
+    unknown: list[str]
+    window: RowArray
+    shelf: Shelf
+    wanted: Wanted
+    stages: Stages
+
+
 class Recommender:
     """Answers queries from one bundle; safe to share between threads."""
 
@@ -113,17 +145,21 @@ class Recommender:
         cache_bytes: int = 0,
         cache_seconds: float = 3600,
         key_cache_bytes: int = 0,
+        filter_cache_bytes: int = 0,
     ) -> None:
-        _check_fit(bundle, encoder)
+        check_fit(bundle, encoder)
         self._bundle = bundle
         self._state = state
         self._encodings = Encodings(encoder, cache_bytes, cache_seconds)
         self._second = None if bundle.ranker is None else SecondStage(bundle.ranker, key_cache_bytes, cache_seconds)
         self.most_steps = encoder.most_steps
+        self.fields = Fields(bundle.items)
+        self._filters = Filters(self.fields, filter_cache_bytes)
         self._item_rows = dict(bundle.catalog.rows)
         self._new = NewVectors(bundle.catalog.num_rows, np.zeros((0, bundle.index.width), dtype=np.float32))
-        self._popular = _ranked(bundle.no_history)
-        self._cosine = _cosine_index(bundle.index)
+        self._retired = bundle.catalog.retired_rows
+        self._popular = Popular(bundle.no_history)
+        self._cosine = cosine_index(bundle.index)
 
     def cache_size(self) -> CacheSize:
         """Of the encodings that are kept."""
@@ -139,33 +175,23 @@ class Recommender:
         return self._second is not None
 
     def recommend(self, query: Query) -> Answer:
-        """The `k` best allowed items (fewer where fewer are left); never a retired one."""
-        stages, deletions = Stages(), self._state.deletions
-        history, stored = self._whole_history(query, stages)
-        if stored == "unavailable":
-            query = replace(query, user_id=None)  # what is kept of the user belongs to another history
-        rows, unknown = self.known(history)
-        barred, unknown_barred = self.known(query.exclude)
-        excluded = np.concatenate([self._bundle.catalog.retired_rows, barred, rows if self._hides_seen(query) else []])
-        window = rows[-self._bundle.card.max_len :]
-        found = self._found(rows, query, excluded.astype(np.int64), stages)
-        if self._state.deletions != deletions:
-            self.drop_kept()  # by any process, perhaps after the history was read and before something was kept of it
-        return Answer(
-            rows=found.rows,
-            scores=found.scores,
-            source="model" if len(window) else "no_history",
-            encoding=found.encoding,
-            rank_keys=found.rank_keys,
-            rank_events=found.rank_events,
-            unranked=found.unranked,
-            stored=stored,
-            history=history,
-            history_length=len(rows),
-            history_used=len(window),
-            unknown_items=list(dict.fromkeys(unknown + unknown_barred)),
-            seconds=stages.seconds,
-        )
+        """The `k` best allowed items (fewer where fewer are left); never a retired one.
+
+        A `FieldError` where the query asks for fields that items do not have.
+        """
+        with self._heeding_deletions():
+            return self._answers([self._asked(query)])[0]
+
+    def recommend_all(self, queries: Sequence[Query]) -> list[Answer]:
+        """The same of each query; histories that must be encoded are encoded at once."""
+        with self._heeding_deletions():
+            asked = []
+            for number, query in enumerate(queries):
+                try:
+                    asked.append(self._asked(query))
+                except FieldError as error:
+                    raise error.within("requests", number) from None
+            return self._answers(asked)
 
     def kept_events(self, user_id: str) -> int:
         """How many of a user's events have keys that are kept."""
@@ -178,11 +204,26 @@ class Recommender:
             self._second.drop_kept()
 
     def admit(self, rows: Mapping[str, int], vectors: FloatArray) -> None:
-        """From now on these items can be found by their vectors [N, D]: the next new rows, or some written anew."""
+        """From now on these items can be found by their vectors [N, D]: the next new rows, or some written anew.
+
+        Their fields were written before: a request that finds an item also knows what it is.
+        """
         self._new = self._new.written(list(rows.values()), vectors)
         if not rows.keys().isdisjoint(self._item_rows):
             self._encodings.clear()
         self._item_rows |= rows
+
+    def retire(self, rows: Sequence[int]) -> None:
+        """From now on these items are in no answer."""
+        self._retired = np.union1d(self._retired, np.array(rows, dtype=np.int64))
+
+    def restore(self, rows: Sequence[int]) -> None:
+        """From now on they may be again."""
+        self._retired = np.setdiff1d(self._retired, np.array(rows, dtype=np.int64))
+
+    def is_retired(self, row: int) -> bool:
+        """Whether the item is in no answer."""
+        return row in self._retired
 
     @property
     def num_rows(self) -> int:
@@ -195,23 +236,49 @@ class Recommender:
 
     def similar(self, row: int, k: int) -> tuple[RowArray, FloatArray]:
         """The `k` items of largest cosine with item `row`, and the cosines; neither itself nor retired ones."""
-        use_one_thread()
-        excluded, new = np.append(self._bundle.catalog.retired_rows, row), self._new.of_length_one()
-        known = row < new.first
-        vector = self._cosine.vectors(np.array([row])) if known else new.vectors[row - new.first][None]
-        return _search(self._cosine, new, vector, k, excluded)
+        shelf = Shelf(self._cosine, self._new.of_length_one())
+        return shelf.nearest(shelf.vectors(np.array([row])), k, Wanted(np.append(self._retired, row)))
 
-    def popular(self, k: int, excluded: RowArray | None = None) -> RowArray:
-        """The `k` best items for a user without history, not in `excluded` and not retired."""
-        barred = self._bundle.catalog.retired_rows if excluded is None else excluded
-        candidates = self._popular[: k + len(barred)]
-        return candidates[~np.isin(candidates, barred)][:k]
+    def popular(self, k: int) -> RowArray:
+        """The `k` best items for a user without history."""
+        return self._popular.best(k, Wanted(self._retired))[0]
 
     def known(self, item_ids: Iterable[str]) -> tuple[RowArray, list[str]]:
         """Rows of the ids that the catalogue knows, in order, and the ids that it does not."""
         asked = [(item_id, self._item_rows.get(item_id)) for item_id in item_ids]
         rows = [row for _, row in asked if row is not None]
         return np.array(rows, dtype=np.int64), [item_id for item_id, row in asked if row is None]
+
+    @contextmanager
+    def _heeding_deletions(self) -> Iterator[None]:
+        """Drops what is kept if a user was deleted, by any process, perhaps after a history was read in the block."""
+        before = self._state.deletions
+        yield
+        if self._state.deletions != before:
+            self.drop_kept()
+
+    def _asked(self, query: Query) -> Asked:
+        """Rows are looked up before the shelf is read, and fields after it: an item may come in between."""
+        stages = Stages()
+        history, stored = self._whole_history(query, stages)
+        if stored == "unavailable":
+            query = replace(query, user_id=None)  # what is kept of the user belongs to another history
+        rows, unknown = self.known(history)
+        barred, unknown_barred = self.known(query.exclude)
+        shelf = Shelf(self._bundle.index, self._new)
+        with stages.measured("search"):
+            wanted = self._wanted(query, np.concatenate([barred, rows if self._hides_seen(query) else []]))
+        return Asked(
+            query=query,
+            stored=stored,
+            history=history,
+            rows=rows,
+            unknown=list(dict.fromkeys(unknown + unknown_barred)),
+            window=rows[-self._bundle.card.max_len :],
+            shelf=shelf,
+            wanted=wanted,
+            stages=stages,
+        )
 
     def _whole_history(self, query: Query, stages: Stages) -> tuple[Sequence[str], Stored | None]:
         """The stored events, then those that came along; the latter alone where the state does not answer."""
@@ -226,81 +293,118 @@ class Recommender:
     def _hides_seen(self, query: Query) -> bool:
         return self._bundle.card.seen == "exclude" if query.exclude_seen is None else query.exclude_seen
 
-    def _found(self, history: RowArray, query: Query, excluded: RowArray, stages: Stages) -> Found:
-        """What the stages make of the known events of the whole history."""
+    def _wanted(self, query: Query, barred: RowArray) -> Wanted:
+        if query.diversity is not None and query.diversity.quota is not None:
+            self._check_field(query.diversity.quota.field, "diversity", "quota", "field")
+        for number, name in enumerate(query.fields):
+            self._check_field(name, "fields", number)
+        boosted = [self._passing(boost.filter, "boosts", number) for number, boost in enumerate(query.boosts)]
+        return Wanted(
+            excluded=np.concatenate([self._retired, barred]).astype(np.int64),
+            passing=self._passing(query.filter) if query.filter else None,
+            boosted=Boosted(query.boosts, boosted),
+        )
+
+    def _check_field(self, name: str, *place: str | int) -> None:
+        try:
+            self.fields.check(name)
+        except FieldError as error:
+            raise error.within(*place) from None
+
+    def _passing(self, asked: Filter, *place: str | int) -> Passing:
+        try:
+            return self._filters.passing(asked)
+        except FieldError as error:
+            raise error.within(*place, "filter") from None
+
+    def _answers(self, asked: Sequence[Asked]) -> list[Answer]:
+        encoded = iter(self._encoded([one for one in asked if len(one.window)]))
+        return [self._answer(one, next(encoded) if len(one.window) else None) for one in asked]
+
+    def _encoded(self, asked: Sequence[Asked]) -> list[tuple[Encoding, Origin]]:
+        """Of each window; the time is shared."""
+        started = time.perf_counter()
+        encoded = self._encodings.of_all([one.window for one in asked])
+        for one in asked:
+            one.stages.seconds["encode"] += (time.perf_counter() - started) / len(asked)
+        return encoded
+
+    def _answer(self, asked: Asked, encoded: tuple[Encoding, Origin] | None) -> Answer:
+        found = self._found(asked, None if encoded is None else encoded[0])
+        with asked.stages.measured("search"):
+            rows, scores = self._arranged(asked, found)
+            page, query = self._page(asked.query, rows), asked.query
+            why = self._why(asked, rows[page]) if query.why else [[] for _ in page]
+        return Answer(
+            rows=rows[page],
+            scores=scores[page],
+            why=why,
+            more=len(rows) == query.depth,
+            source="no_history" if encoded is None else "model",
+            encoding=None if encoded is None else encoded[1],
+            rank_keys=found.rank_keys,
+            rank_events=found.rank_events,
+            unranked=found.unranked,
+            stored=asked.stored,
+            history=asked.history,
+            history_length=len(asked.rows),
+            history_used=len(asked.window),
+            unknown_items=asked.unknown,
+            seconds=asked.stages.seconds,
+        )
+
+    def _found(self, asked: Asked, encoding: Encoding | None) -> Found:
+        """What the stages make of the known events of the whole history, before boosts."""
+        query, depth = asked.query, asked.query.depth
+        if query.diversity is not None:
+            depth = max(depth, CANDIDATES)
         if self._second is None:
-            return self._retrieved(history, query, query.k, excluded, stages)
-        events = self._second.read(history)
+            return self._retrieved(asked, encoding, depth)
+        events = self._second.read(asked.rows)
         if not query.rank or events is None:
-            found = self._retrieved(history, query, query.k, excluded, stages)
+            found = self._retrieved(asked, encoding, depth)
             return replace(found, unranked="short history" if query.rank else "not asked")
-        found = self._retrieved(history, query, max(query.k, self._second.candidates), excluded, stages)
+        found = self._retrieved(asked, encoding, max(depth, self._second.candidates))
         if not len(found.rows):
             return found
-        with stages.measured("rank"):
+        with asked.stages.measured("rank"):
             ranked = self._second.ranked(query.user_id, events, found.rows, found.scores)
         if ranked is None:
-            return replace(found, unranked="only new items").best(query.k)
-        return Found(ranked.rows, ranked.scores, found.encoding, ranked.keys, ranked.events).best(query.k)
+            return replace(found, unranked="only new items")
+        return Found(ranked.rows, ranked.scores, ranked.keys, ranked.events)
 
-    def _retrieved(self, history: RowArray, query: Query, k: int, excluded: RowArray, stages: Stages) -> Found:
+    def _retrieved(self, asked: Asked, encoding: Encoding | None, k: int) -> Found:
         """The first stage: the `k` best by inner product, or by popularity where nothing is known."""
-        window = history[-self._bundle.card.max_len :]
-        if not len(window):
-            with stages.measured("search"):
-                rows = self.popular(k, excluded)
-                return Found(rows, self._bundle.no_history[rows])
-        with stages.measured("encode"):
-            encoding, origin = self._encodings.of(window)
-        with stages.measured("search"):
-            use_one_thread()
-            vector = encoding.vector(query.reasoning_steps)
-            return Found(*_search(self._bundle.index, self._new, vector, k, excluded), origin)
+        with asked.stages.measured("search"):
+            if encoding is None:
+                return Found(*self._popular.best(k, asked.wanted))
+            return Found(*asked.shelf.nearest(encoding.vector(asked.query.reasoning_steps), k, asked.wanted))
 
+    def _arranged(self, asked: Asked, found: Found) -> tuple[RowArray, FloatArray]:
+        """The list that pages are cut from: by boosted scores, then made diverse."""
+        query, rows, scores = asked.query, found.rows, found.scores
+        if query.boosts:
+            rows, scores = asked.wanted.boosted.ranked(rows, scores)
+        if query.diversity is not None:
+            field = query.diversity.quota.field if query.diversity.quota else None
+            values = [self.fields.names(field, row) if field else [] for row in rows.tolist()]
+            places = diverse(scores, query.depth, query.diversity, asked.shelf.directions(rows), values)
+            rows, scores = rows[places], scores[places]
+        return rows[: query.depth], scores[: query.depth]
 
-def _search(
-    index: ItemIndex, new: NewVectors, vector: FloatArray, k: int, excluded: RowArray
-) -> tuple[RowArray, FloatArray]:
-    """Rows and scores of the `k` best, the bundle's and new ones."""
-    found, scores = index.search(vector, k, excluded[excluded < new.first])
-    return new.merged(vector, found[0], scores[0], k, excluded)
+    def _page(self, query: Query, rows: RowArray) -> list[int]:
+        """Places of what pages before have not shown."""
+        shown = set(query.shown)
+        if not shown:
+            return list(range(len(rows)))
+        marks = [paging.mark(self.fields.item_id(row)) for row in rows.tolist()]
+        return [place for place, mark in enumerate(marks) if mark not in shown][: query.k]
 
-
-def _ranked(scores: FloatArray) -> RowArray:
-    """Item rows by falling score; equal scores in row order."""
-    order = np.argsort(-scores, kind="stable")
-    return order[order != PADDING]
-
-
-def _cosine_index(index: ItemIndex) -> ItemIndex:
-    """The same items, scaled to length 1."""
-    vectors = index.vectors(np.arange(1, index.num_items + 1))
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return ItemIndex.build(np.concatenate([np.zeros_like(unit[:1]), unit]))
-
-
-def _check_fit(bundle: Bundle, encoder: Encoder) -> None:
-    """A `BundleError` where the parts of a bundle, each unaltered, do not belong together."""
-    vector = encoder.encode(np.array([1])).vector()
-    num_items = bundle.catalog.num_items
-    complaints = {
-        f"index.faiss holds {bundle.index.num_items} items": bundle.index.num_items != num_items,
-        f"items.parquet has {len(bundle.items)} rows": len(bundle.items) != num_items,
-        "items.parquet is not in catalogue order": not bundle.items["item_id"].equals(bundle.catalog.item_ids),
-        f"no_history.npy has shape {bundle.no_history.shape}": bundle.no_history.shape != (num_items + 1,),
-        f"encoder.onnx gives vectors of shape {vector.shape}": vector.shape != (1, bundle.index.width),
-        "step.onnx does not go on from encoder.onnx": encoder.goes_on and not encoder.steps_agree(),
-        "sentences.npz has other rows than the catalogue": bundle.sentences is not None
-        and len(bundle.sentences.ids) != num_items + 1,
-        "features.npy has other rows than the catalogue": bundle.features is not None
-        and len(bundle.features) != num_items + 1,
-        "ranker.npz has other rows than the catalogue": bundle.ranker is not None
-        and bundle.ranker.num_rows != num_items + 1,
-        "encoder.onnx gives vectors that are not finite": not np.isfinite(vector).all(),
-    }
-    if found := [complaint for complaint, holds in complaints.items() if holds]:
-        raise BundleError(
-            f"{bundle.folder}: {', '.join(found)}, with {num_items} items of width {bundle.index.width} expected; "
-            "export the run again."
-        )
+    def _why(self, asked: Asked, rows: RowArray) -> list[list[tuple[int, float]]]:
+        events = np.unique(asked.window)
+        cosines = asked.shelf.directions(rows) @ asked.shelf.directions(events).T
+        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, : asked.query.why]
+        return [
+            [(int(events[place]), float(own[place])) for place in places]
+            for own, places in zip(cosines, nearest, strict=True)
+        ]

@@ -14,9 +14,9 @@ from recsys.index import FloatArray, RowArray
 from serving.breaker import GuardedState
 from serving.encoder import Encoder
 from serving.items import ItemTable
-from serving.messages import Item, ItemDetails, ScoredItem
+from serving.messages import Item, ItemDetails, NearItem, RecommendedItem, ScoredItem
 from serving.new_items import ItemStore, NewItem
-from serving.recommender import Query, Recommender
+from serving.recommender import Answer, Query, Recommender
 from serving.sentences import Reader, item_inputs, open_reader
 from serving.settings import Settings
 from serving.state import StateError
@@ -55,6 +55,7 @@ class Service:
                 settings.encoding_cache_bytes,
                 settings.encoding_cache_seconds,
                 settings.key_cache_bytes,
+                settings.filter_cache_bytes,
             )
             recommender.recommend(Query(history=[bundle.catalog.item_ids[0]]))
             service = cls(
@@ -67,6 +68,7 @@ class Service:
                 store=store,
             )
             service._admit_stored()
+            service._retire_deleted()
             opened.pop_all()
         return service
 
@@ -89,16 +91,34 @@ class Service:
         self.recommender.drop_kept()
         return deleted
 
-    def add_items(self, items: Sequence[NewItem]) -> int:
-        """Stores items and makes them recommendable, all or none; how many were written anew.
+    def add_items(self, items: Sequence[NewItem], restored: Sequence[int] = ()) -> int:
+        """Stores items and makes them recommendable, and so `restored` rows again, all or none; how many items were
+        written anew.
 
-        Only where there is a `reader`, and it reads something of each. Of two with the same id the later counts.
+        Items only where there is a `reader`, and it reads something of each. Of two with the same id the later counts.
         """
         newest = {item.item_id: item for item in items}
         with self.adding:
-            again = sum(self.row(item_id) is not None for item_id in newest)
-            self._admit(list(newest.values()), self.store.put)
-        return again
+            again = [row for item_id in newest if (row := self.row(item_id)) is not None]
+            ids = [self.items.item_id(row) for row in restored]
+            self._admit(list(newest.values()), lambda admitted: self.store.put(admitted, ids))
+            self.recommender.restore([*again, *restored])
+        return len(again)
+
+    def delete_item(self, row: int) -> None:
+        """No answer holds the item from now on, until it is restored."""
+        with self.adding:
+            self.store.delete(self.items.item_id(row))
+            self.recommender.retire([row])
+
+    def is_deleted(self, row: int) -> bool:
+        """Whether a client took the item out, and may bring it back; one retired by the bundle stays retired."""
+        return self.recommender.is_retired(row) and self.items.item_id(row) not in self.bundle.catalog.retired
+
+    def _retire_deleted(self) -> None:
+        """What was deleted in earlier runs, but for items that this bundle does not know."""
+        rows, _ = self.recommender.known(self.store.deleted())
+        self.recommender.retire(rows.tolist())
 
     def _admit_stored(self) -> None:
         """Items of earlier runs, but for those that this bundle holds itself or cannot read."""
@@ -108,11 +128,13 @@ class Service:
         readable = [item for item in stored if self.reader.read(item.attributes)]
         if len(readable) < len(stored):
             LOG.warning("%d stored items have no text that this bundle reads", len(stored) - len(readable))
-        if readable:
-            self._admit(readable, lambda _: None)
+        self._admit(readable, lambda _: None)
 
     def _admit(self, items: list[NewItem], keep: Callable[[list[NewItem]], None]) -> None:
         """All that can fail comes first, then `keep`; then what others see, and at the end the way to find an item."""
+        if not items:
+            keep(items)
+            return
         assert self.reader is not None
         rows, free = {}, self.recommender.num_rows
         for item in items:
@@ -124,6 +146,7 @@ class Service:
         keep(items)
         for item in items:
             self.items.write(rows[item.item_id], item)
+        self.recommender.fields.write(self.items.later)
         self.encoder.tables = tables
         self.recommender.admit(rows, vectors)
 
@@ -140,17 +163,24 @@ class Service:
     def details(self, row: int) -> ItemDetails:
         """All that is known of it."""
         item = self.item(row)
-        retired = item.item_id in self.bundle.catalog.retired
+        retired = self.recommender.is_retired(row)
         return ItemDetails(**item.model_dump(), retired=retired, fields=self.items.fields(row))
 
     def ranking(self, rows: RowArray, scores: FloatArray) -> list[ScoredItem]:
         """Rows and scores as answers show them."""
         return [
-            ScoredItem(
-                item_id=self.items.item_id(row),
-                title=self.items.title(row),
-                categories=self.items.categories[row - 1],
-                score=score,
-            )
+            ScoredItem(**vars(self.item(row)), score=score)
             for row, score in zip(rows.tolist(), np.asarray(scores).tolist(), strict=True)
         ]
+
+    def recommended(self, answer: Answer, fields: Sequence[str]) -> list[RecommendedItem]:
+        """The same with these fields of each item, and the items of the history that it is near to."""
+        shown = self.items.values(answer.rows.tolist(), fields) if fields else [None] * len(answer.rows)
+        ranking = self.ranking(answer.rows, answer.scores)
+        return [
+            RecommendedItem(**vars(item), fields=values, why=[self._near(*event) for event in why])
+            for item, values, why in zip(ranking, shown, answer.why, strict=True)
+        ]
+
+    def _near(self, row: int, cosine: float) -> NearItem:
+        return NearItem(**vars(self.item(row)), cosine=cosine)

@@ -31,12 +31,16 @@ class Settings(BaseSettings):
     max_history: int = Field(default=10_000, ge=1, description="item ids a request may send, history and exclude each")
     max_events: int = Field(default=1_000, ge=1, description="events one request may store")
     max_items: int = Field(default=100, ge=1, description="items one request may add")
+    max_batch: int = Field(default=64, ge=1, description="requests that one batch may hold")
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1, description="size of a request's body")
     encoding_cache_bytes: int = Field(default=256 * 1024 * 1024, ge=0, description="memory for encodings; 0: keep none")
     encoding_cache_seconds: float = Field(
         default=3600, gt=0, description="an encoding, or a user's keys, not used for so long are dropped"
     )
     key_cache_bytes: int = Field(default=256 * 1024 * 1024, ge=0, description="memory for users' keys; 0: keep none")
+    filter_cache_bytes: int = Field(
+        default=64 * 1024 * 1024, ge=0, description="memory for the items that pass filters; 0: keep none"
+    )
     keys: Path | None = Field(default=None, description="file of API keys, made by `recsys keys create`")
     without_keys: bool = Field(default=False, description="whether other machines may call without any key")
     rate_limit: str | None = Field(default=None, description="of a key, or of an address: 100/second; 5000/minute")

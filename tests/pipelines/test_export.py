@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime
@@ -18,11 +20,15 @@ from pipelines.plan import TrainConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
 from pipelines.train import train
+from recsys.approximate import IndexChoice
 from recsys.batches import Histories
 from recsys.bundle import Bundle, open_bundle
-from recsys.errors import BundleError, ConfigError, DataError
+from recsys.errors import BundleError, ConfigError, DataError, GateError
 from recsys.prepared import Prepared
 from recsys.runs import Run
+from serving.recommender import Query
+from serving.service import Service
+from serving.settings import Settings
 
 SMALL = (
     *("training.epochs=1", "training.batch_size=8"),
@@ -165,6 +171,40 @@ def test_an_encoder_that_differs_leaves_no_bundle(run: Run, tmp_path: Path, monk
 def test_only_the_output_of_train_is_exported(prepared: Prepared, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="was made by `recsys prepare`, but the output of `recsys train` is needed"):
         export(ExportConfig(run=prepared.folder, out=tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_an_index_beside_the_exact_one_is_measured_listed_and_served(
+    bundle: Bundle, run: Run, tmp_path: Path, kind: Literal["hnsw", "ivf"]
+) -> None:
+    choice = IndexChoice(kind=kind)
+    other = export(ExportConfig(run=run.folder, out=tmp_path / "bundle", index=choice))
+    assert bundle.manifest["counts"]["index"] == {"kind": "flat", "recall": 1.0}
+    assert bundle.index.approximate is None
+    measured = other.manifest["counts"]["index"]
+    assert (measured["kind"], measured["queries"]) == (kind, 30)
+    assert measured["recall"] >= 0.99
+    assert other.index.approximate is not None
+    assert "approximate.faiss" in other.manifest["files"]
+    with closing(Service.open(other.folder, Settings(state=tmp_path / "state.sqlite"))) as service:
+        query = Query(history=other.catalog.item_ids[:3].to_list())
+        found = service.recommender.recommend(query)
+    with closing(Service.open(bundle.folder, Settings(state=tmp_path / "state.sqlite"))) as service:
+        np.testing.assert_array_equal(found.rows, service.recommender.recommend(query).rows)
+
+
+def test_from_a_size_on_the_index_is_chosen(run: Run, tmp_path: Path) -> None:
+    choice = IndexChoice(exact_up_to=24)
+    counts = export(ExportConfig(run=run.folder, out=tmp_path / "bundle", index=choice)).manifest["counts"]
+    assert [one["kind"] for one in counts["index"]["tried"]] == ["ivf", "hnsw", "ivfpq"]
+
+
+def test_an_index_that_is_not_good_enough_leaves_no_bundle(run: Run, tmp_path: Path) -> None:
+    choice = IndexChoice(kind="hnsw", least_recall=1.01)
+    with pytest.raises(GateError, match="no index reaches") as error:
+        export(ExportConfig(run=run.folder, out=tmp_path / "bundle", index=choice))
+    assert error.value.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_altered_bundle_does_not_open(bundle: Bundle, tmp_path: Path) -> None:

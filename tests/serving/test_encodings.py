@@ -1,5 +1,6 @@
 """Kept encodings: what is found again, what is forgotten, and that answers are those of encoding anew."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -22,9 +23,9 @@ class Counting:
     goes_on: bool = True
     calls: list[tuple[str, int]] = field(default_factory=list)
 
-    def encode(self, rows: np.ndarray) -> Encoding:
-        self.calls.append(("encode", len(rows)))
-        return encoding_of(rows)
+    def encode_all(self, histories: Sequence[np.ndarray]) -> list[Encoding]:
+        self.calls += [("encode", len(rows)) for rows in histories]
+        return [encoding_of(rows) for rows in histories]
 
     def go_on(self, before: Encoding, row: int) -> Encoding:
         rows = np.append(before.memory[0], np.int64(row))
@@ -92,9 +93,9 @@ def test_the_longest_unused_goes_first_and_bytes_are_counted() -> None:
 
 def test_what_was_being_encoded_when_all_was_forgotten_is_not_kept() -> None:
     class Slow(Counting):
-        def encode(self, history: np.ndarray) -> Encoding:
+        def encode_all(self, histories: Sequence[np.ndarray]) -> list[Encoding]:
             cache.clear()
-            return super().encode(history)
+            return super().encode_all(histories)
 
     cache = Encodings(Slow(), LARGE, 60)  # type: ignore[arg-type]
     assert [cache.of(rows(1))[1] for _ in range(2)] == ["full", "full"]

@@ -179,6 +179,29 @@ def test_it_is_shown_excluded_and_similar_to_others(client: TestClient) -> None:
     assert "old lamp" in client.get("/?q=LAMP&item=item-03").text
 
 
+def test_it_can_be_deleted_and_comes_back_as_it_was_or_anew(client_of: Any, shop: Shop) -> None:
+    client = client_of(shop)
+    post(client, LAMP)
+    before = ranking(client, ["item-03"])
+    for again, replaced, restored in (({"item_id": "lamp"}, 0, 1), (LAMP, 1, 0)):
+        assert client.delete("/v1/items/lamp").status_code == 204
+        assert "lamp" not in ranking(client, ["item-03"])
+        assert "lamp" not in ranking(client_of(shop), ["item-03"]), "nor after a restart"
+        answer = post(client, again)
+        assert (answer["replaced"], answer["restored"]) == (replaced, restored)
+        assert ranking(client, ["item-03"]) == pytest.approx(before)
+    assert "has no text that the model reads" in post(client, {"item_id": "lamp"}, 422)["detail"]
+
+
+def test_filters_and_fields_know_it(client: TestClient) -> None:
+    post(client, [LAMP, DOOR])
+    wishes = {"filter": {"brand": {"any": ["acme"]}}, "fields": ["brand", "item_id"]}
+    answer = client.post("/v1/recommend", json={"history": ["item-03"], **wishes}).json()
+    assert [item["fields"] for item in answer["items"]] == [{"brand": "acme", "item_id": "lamp"}]
+    post(client, {"item_id": "lamp", "title": "old lamp", "fields": {"brand": "other"}})
+    assert client.post("/v1/recommend", json={"history": ["item-03"], **wishes}).json()["items"] == []
+
+
 def test_it_survives_a_restart_and_events_know_it(client_of: Any, shop: Shop) -> None:
     first = client_of(shop)
     post(first, [LAMP, DOOR])
@@ -199,6 +222,7 @@ def test_one_that_is_sent_again_is_read_anew(client: TestClient, shop: Shop) -> 
         "model_version": client.get("/version").json()["bundle"],
         "stored": 1,
         "replaced": 1,
+        "restored": 0,
     }
     after = ranking(client, ["lamp"])
     assert after != pytest.approx(before, abs=1e-3), "what was kept of histories with it is forgotten"

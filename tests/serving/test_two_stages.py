@@ -108,6 +108,29 @@ def test_excluded_items_give_their_places_to_others(client: TestClient, tiny: Ti
     assert_as_offline(answer, tiny, offline(tiny, HISTORY, exclude))
 
 
+def test_filters_choose_the_candidates_and_boosts_apply_to_the_final_scores(client: TestClient, tiny: Tiny) -> None:
+    """Every second item is of two categories."""
+    others = [item_id for item_id, row in tiny.catalog.rows.items() if row % 2 == 0]
+    war = {"categories": {"any": ["War"]}}
+    answer = recommend(client, history=HISTORY, k=CANDIDATES, filter=war)
+    assert_as_offline(answer, tiny, offline(tiny, HISTORY, others))
+    assert answer["rank_events"] == 12
+    plain = recommend(client, history=HISTORY, k=50)
+    boosted = recommend(client, history=HISTORY, k=50, boosts=[{"filter": war, "add": 1.5}])
+    expected = {
+        item["item_id"]: item["score"] + (1.5 if "War" in item["categories"] else 0.0) for item in plain["items"]
+    }
+    assert {item["item_id"]: item["score"] for item in boosted["items"]} == pytest.approx(expected, abs=1e-5)
+    assert ids(boosted) == sorted(expected, key=lambda item_id: -expected[item_id])
+    assert ids(boosted) != ids(plain)
+
+
+def test_pages_of_a_ranked_list(client: TestClient) -> None:
+    first = recommend(client, history=HISTORY, k=6)
+    second = recommend(client, history=HISTORY, k=6, after=first["next"])
+    assert ids(first) + ids(second) == ids(recommend(client, history=HISTORY, k=12))
+
+
 def test_a_longer_list_than_is_ranked_by_rule_is_ranked_whole(client: TestClient, tiny: Tiny) -> None:
     answer = recommend(client, history=HISTORY, k=30)
     assert_as_offline(answer, tiny, offline(tiny, HISTORY, candidates=30))
