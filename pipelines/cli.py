@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import data_commands, llm_commands, model_commands, service_commands
+from pipelines import data_commands, key_commands, llm_commands, model_commands, service_commands
 from pipelines.explained import explained
 from recsys.errors import RecsysError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 for commands in (data_commands, llm_commands, model_commands, service_commands):
     app.add_typer(commands.app)
+app.add_typer(key_commands.app, name="keys")
 
 
 @app.callback()

@@ -90,7 +90,9 @@ def serve(
     bundle: Annotated[str, typer.Argument(help="Bundle folder, or models:/NAME@ALIAS.", show_default=False)],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    state: Annotated[Path | None, typer.Option(help="SQLite file with the users' histories.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="SQLite file with the users' histories, or redis://HOST:PORT/NUMBER.")
+    ] = None,
 ) -> None:
     """Serve a bundle over HTTP, with a page at /.
 

@@ -130,6 +130,7 @@ class Recommendations(Read):
     unknown_items: list[str]
     history_length: int
     history_used: int
+    state: str | None
     encoding: str | None
     stages: list[str]
     unranked: str | None

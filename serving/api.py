@@ -20,7 +20,7 @@ from serving.problems import PROBLEM_RESPONSE
 from serving.recommender import Answer
 from serving.service import Service
 from serving.settings import Settings
-from serving.state import Event
+from serving.state import Event, StateError
 
 
 async def loaded(request: Request) -> Service:
@@ -48,7 +48,7 @@ Counted = Annotated[Metrics, Depends(counted)]
 Configured = Annotated[Settings, Depends(configured)]
 RequestId = Annotated[str, Depends(identified)]
 
-router = APIRouter(responses=dict.fromkeys((404, 409, 413, 422, 503), PROBLEM_RESPONSE))
+router = APIRouter(responses=dict.fromkeys((401, 403, 404, 409, 413, 422, 429, 503), PROBLEM_RESPONSE))
 
 
 @router.post("/v1/recommend", response_model=messages.Recommendations)
@@ -91,15 +91,19 @@ def store_events(
     """Appends one event or a list of them to the users' histories: all or none."""
     _limit("events", len(events), settings.max_events)
     now = time.time_ns() // 1_000
-    stored = service.state.append([
-        Event(
-            user_id=event.user_id,
-            item_id=event.item_id,
-            timestamp=now if event.timestamp is None else event.timestamp,
-            event_id=event.event_id,
-        )
-        for event in events
-    ])
+    try:
+        stored = service.state.append([
+            Event(
+                user_id=event.user_id,
+                item_id=event.item_id,
+                timestamp=now if event.timestamp is None else event.timestamp,
+                event_id=event.event_id,
+            )
+            for event in events
+        ])
+    except StateError:
+        metrics.refused_events(len(events))
+        raise
     _, unknown = service.recommender.known(dict.fromkeys(event.item_id for event in events))
     metrics.events({"stored": stored, "duplicate": len(events) - stored}, len(unknown))
     answer = messages.EventsStored(
@@ -152,6 +156,28 @@ def item(item_id: str, service: Loaded) -> messages.ItemDetails:
     return service.details(_row(service, item_id))
 
 
+@router.get("/v1/users/{user_id:path}", response_model=messages.UserData)
+def user(user_id: messages.UserId, service: Loaded, request_id: RequestId) -> Response:
+    """All that is known of one user; an empty list of events where nobody is known by this id."""
+    events = service.state.events(user_id)
+    answer = messages.UserData(
+        request_id=request_id,
+        user_id=user_id,
+        events=[
+            messages.StoredEvent(item_id=event.item_id, timestamp=event.timestamp, event_id=event.event_id)
+            for event in events
+        ],
+        kept_keys=service.recommender.kept_events(user_id),
+    )
+    return _json(answer)
+
+
+@router.delete("/v1/users/{user_id:path}", response_model=messages.UserDeleted)
+def delete_user(user_id: messages.UserId, service: Loaded, request_id: RequestId) -> Response:
+    """Forgets a user: events, kept encodings and keys; may be repeated."""
+    return _json(messages.UserDeleted(request_id=request_id, events=service.forget(user_id)))
+
+
 @router.get("/health/live")
 async def live() -> messages.Health:
     """The process answers."""
@@ -159,15 +185,17 @@ async def live() -> messages.Health:
 
 
 @router.get("/health/ready")
-def ready(service: Loaded) -> messages.Health:
-    """Bundle loaded, and the user state answers."""
-    service.state.history("")
-    return messages.Health()
+def ready(request: Request, service: Loaded) -> messages.Health:
+    """Bundle loaded; `degraded` where the user state does not answer, which does not stop recommendations."""
+    if request.app.state.draining:
+        raise HTTPException(503, "the service is about to stop; send requests elsewhere")
+    return messages.Health(status="ok" if service.state_answers() else "degraded")
 
 
 @router.get("/metrics", response_class=Response)
 def metrics(metrics: Counted, service: Loaded) -> Response:
     """Counts and latencies for Prometheus."""
+    metrics.state(service.state_answers())
     metrics.caches(service.recommender.cache_size(), service.recommender.key_cache_size())
     return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -218,6 +246,7 @@ def _recommendations(
         unknown_items=answer.unknown_items,
         history_length=answer.history_length,
         history_used=answer.history_used,
+        state=answer.stored,
         encoding=answer.encoding,
         stages=answer.stages,
         unranked=answer.unranked,

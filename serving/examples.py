@@ -29,6 +29,7 @@ ANSWER: dict[str, Any] = {
     "unknown_items": [],
     "history_length": 3,
     "history_used": 3,
+    "state": None,
     "encoding": "full",
     "stages": ["encode", "search"],
     "unranked": None,
@@ -76,10 +77,17 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("get", "/v1/items/{item_id}"): ITEM | {"retired": False, "fields": {"year": "1980"}},
     ("get", "/v1/models"): {"models": [MODEL]},
     ("get", "/version"): MODEL | {"recsys": "0.1.0"},
+    ("get", "/v1/users/{user_id}"): {
+        "request_id": ID,
+        "user_id": "ann",
+        "events": [{"item_id": "50", "timestamp": 1_700_000_000_000_000, "event_id": "order-7-line-1"}],
+        "kept_keys": 0,
+    },
+    ("delete", "/v1/users/{user_id}"): {"request_id": ID, "events": 1},
     ("get", "/health/live"): {"status": "ok"},
     ("get", "/health/ready"): {"status": "ok"},
 }
-PATH_PARAMETERS = {"item_id": "50"}
+PATH_PARAMETERS = {"item_id": "50", "user_id": "ann"}
 
 
 def install(app: FastAPI) -> None:

@@ -69,6 +69,19 @@ class Keys:
         self._keep(user_id, entry)
         return self._part(entry, 0, len(rows)), "gathered"
 
+    def events_of(self, user_id: str) -> int:
+        """How many of a user's events have kept keys."""
+        with self._lock:
+            self._forget_unused()
+            entry = self._entries.get(user_id)
+            return 0 if entry is None else entry.filled
+
+    def clear(self) -> None:
+        """Forgets all."""
+        with self._lock:
+            self._entries.clear()
+            self._bytes = 0
+
     def size(self) -> CacheSize:
         """Users and the bytes of their keys."""
         with self._lock:

@@ -9,7 +9,7 @@ from serving.encodings import Origin
 from serving.keys import KeyOrigin
 from serving.options import BoostMessage, DiversityMessage, FieldName, FilterMessage, Request, as_filter
 from serving.ranking import Unranked
-from serving.recommender import Query, Source, Stage
+from serving.recommender import Query, Source, Stage, Stored
 
 MAX_K = 200
 MAX_BOOSTS = 4
@@ -211,6 +211,7 @@ class Recommendations(BaseModel):
     unknown_items: list[str] = Field(description="ids of history and exclude that were ignored")
     history_length: int = Field(description="known events of the whole history")
     history_used: int = Field(description="the newest of them, which the model read")
+    state: Stored | None = Field(description="of user_id's events: read, or unavailable and left out; null: no user_id")
     encoding: Origin | None = Field(description="of the history: cached, a step from a cached one, or made in full")
     stages: list[Stage] = Field(description="those that ran")
     unranked: Unranked | None = Field(description="why the bundle's ranker did not order the items, else null")
@@ -244,10 +245,34 @@ class SimilarItems(BaseModel):
     items: list[ScoredItem]
 
 
-class Health(BaseModel):
-    """`ok`; anything else comes as a problem."""
+class StoredEvent(BaseModel):
+    """One event as it is kept; `timestamp` is microseconds since 1970 UTC."""
 
-    status: Literal["ok"] = "ok"
+    item_id: str
+    timestamp: int
+    event_id: str | None
+
+
+class UserData(BaseModel):
+    """The answer of GET `/v1/users/{user_id}`: all that is known of a user, oldest event first."""
+
+    request_id: str
+    user_id: str
+    events: list[StoredEvent]
+    kept_keys: int = Field(description="events whose keys are kept in this process for the ranker")
+
+
+class UserDeleted(BaseModel):
+    """The answer of DELETE `/v1/users/{user_id}`: nothing is left of the user here."""
+
+    request_id: str
+    events: int = Field(description="how many there were")
+
+
+class Health(BaseModel):
+    """`ok`, or `degraded`: answers come from what requests carry, for the user state does not answer."""
+
+    status: Literal["ok", "degraded"] = "ok"
 
 
 class RankerVersion(BaseModel):

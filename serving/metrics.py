@@ -46,6 +46,12 @@ class Metrics:
             "recsys_unknown_items", "Ids that the catalogue does not know.", ["route"], registry=self.registry
         )
         self._events = Counter("recsys_events", "Events by outcome.", ["outcome"], registry=self.registry)
+        self._without_state = Counter(
+            "recsys_without_state",
+            "Answers without the user's events: the state was silent.",
+            registry=self.registry,
+        )
+        self._state = Gauge("recsys_state_up", "1 where the user state answers, else 0.", registry=self.registry)
         self._bundle = Gauge("recsys_bundle", "1 for the bundle served.", ["version", "model"], registry=self.registry)
 
     def serving(self, bundle: Bundle) -> None:
@@ -62,6 +68,8 @@ class Metrics:
         for stage, seconds in answer.seconds.items():
             if seconds:
                 self._stages.labels(stage).observe(seconds)
+        if answer.stored == "unavailable":
+            self._without_state.inc()
         if answer.source == "no_history":
             self._fallbacks.inc()
         if answer.encoding is not None:
@@ -77,6 +85,14 @@ class Metrics:
         for outcome, count in outcomes.items():
             self._events.labels(outcome).inc(count)
         self._unknown.labels("events").inc(unknown)
+
+    def refused_events(self, count: int) -> None:
+        """Events of one list that could not be stored."""
+        self._events.labels("refused").inc(count)
+
+    def state(self, answers: bool) -> None:
+        """Whether the user state does."""
+        self._state.set(answers)
 
     def caches(self, encodings: CacheSize, keys: CacheSize) -> None:
         """What is kept between requests."""

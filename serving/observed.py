@@ -11,6 +11,7 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.logs import REQUESTS
 from serving.metrics import Metrics
 
 REQUEST_ID = "X-Request-ID"
@@ -20,10 +21,11 @@ ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class Observed:
     """Gives each request an id (the client's where it is plain), counts it, and refuses large bodies."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, logs_requests: bool = False) -> None:
         self._app = app
         self._metrics = metrics
         self._limit = max_body_bytes
+        self._logs_requests = logs_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,7 +45,10 @@ class Observed:
         try:
             await self._app(scope, _limited(receive, self._limit), noted_send)
         finally:
-            self._metrics.request(_route(scope), status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._metrics.request(_route(scope), status, seconds)
+            if self._logs_requests:
+                REQUESTS.info("request", extra={"fields": _line(scope, status, seconds)})
 
 
 def accepted_id(offered: str | None) -> str:
@@ -64,6 +69,18 @@ def _limited(receive: Receive, limit: int) -> Receive:
         return message
 
     return limited
+
+
+def _line(scope: Scope, status: int, seconds: float) -> dict[str, object]:
+    """What the log says of a request: neither its body, nor ids in its path, nor its key."""
+    return {
+        "request_id": scope["state"]["request_id"],
+        "method": scope["method"],
+        "route": _route(scope),
+        "status": status,
+        "milliseconds": round(seconds * 1_000, 3),
+        "key": scope["state"].get("key"),
+    }
 
 
 def _route(scope: Scope) -> str:

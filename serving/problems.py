@@ -1,6 +1,7 @@
 """Every error leaves as `application/problem+json` (RFC 9457), without tracebacks."""
 
 import logging
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -65,7 +66,9 @@ async def _no_such_field(request: Request, error: Exception) -> Response:
 
 async def _unavailable(request: Request, error: Exception) -> Response:
     LOG.error("request %s: %s", request.state.request_id, error)
-    return problem(request, 503, "user state does not answer; try again, or send the history in place of a user_id")
+    response = problem(request, 503, "user state does not answer, and nothing was acknowledged; try again")
+    response.headers["Retry-After"] = str(math.ceil(request.app.state.settings.state_pause_seconds))
+    return response
 
 
 async def _bug(request: Request, error: Exception) -> Response:

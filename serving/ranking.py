@@ -40,6 +40,14 @@ class SecondStage:
         """Of the keys that are kept."""
         return self._keys.size()
 
+    def kept_events(self, user_id: str) -> int:
+        """How many of a user's events have kept keys."""
+        return self._keys.events_of(user_id)
+
+    def drop_kept(self) -> None:
+        """All users' keys."""
+        self._keys.clear()
+
     def read(self, history: RowArray) -> RowArray | None:
         """Events of a history that ranking reads: the latest of items that the ranker knows; None where too few."""
         known = history[history < self.ranker.num_rows][-self.ranker.card.max_len :]

@@ -22,10 +22,11 @@ from serving.keys import KeyOrigin
 from serving.new_items import NewVectors
 from serving.ranking import SecondStage, Unranked
 from serving.retrieval import Popular, Shelf, Wanted, cosine_index
-from serving.state import UserState
+from serving.state import StateError, UserState
 
 Source = Literal["model", "no_history"]
 Stage = Literal["state", "encode", "search", "rank"]
+Stored = Literal["read", "unavailable"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 CANDIDATES = 500
 """Among so many of the best items a diverse list is chosen."""
@@ -67,7 +68,8 @@ class Answer:
     `encoding`: how the model's vector came about, None where there was nothing to encode. `rank_keys` and
     `rank_events`: how the keys came about by which a ranker ordered the items, and of how many events, None and 0 where
     none did; `unranked` is the reason, None for a bundle without a ranker. `why`: for each item the rows of the history
-    whose vectors point the most in its direction, and the cosines. `more`: whether further items may be left.
+    whose vectors point the most in its direction, and the cosines. `more`: whether further items may be left. `stored`:
+    whether the user's events could be read, None where none were asked for.
     """
 
     rows: RowArray
@@ -79,6 +81,7 @@ class Answer:
     rank_keys: KeyOrigin | None
     rank_events: int
     unranked: Unranked | None
+    stored: Stored | None
     history: Sequence[str]
     history_length: int
     history_used: int
@@ -121,6 +124,7 @@ class Asked:
     """A query, and what is known of it before anything is computed: the known events, and what may be answered."""
 
     query: Query
+    stored: Stored | None
     history: Sequence[str]
     rows: RowArray
     unknown: list[str]
@@ -175,17 +179,29 @@ class Recommender:
 
         A `FieldError` where the query asks for fields that items do not have.
         """
-        return self._answers([self._asked(query)])[0]
+        with self._heeding_deletions():
+            return self._answers([self._asked(query)])[0]
 
     def recommend_all(self, queries: Sequence[Query]) -> list[Answer]:
         """The same of each query; histories that must be encoded are encoded at once."""
-        asked = []
-        for number, query in enumerate(queries):
-            try:
-                asked.append(self._asked(query))
-            except FieldError as error:
-                raise error.within("requests", number) from None
-        return self._answers(asked)
+        with self._heeding_deletions():
+            asked = []
+            for number, query in enumerate(queries):
+                try:
+                    asked.append(self._asked(query))
+                except FieldError as error:
+                    raise error.within("requests", number) from None
+            return self._answers(asked)
+
+    def kept_events(self, user_id: str) -> int:
+        """How many of a user's events have keys that are kept."""
+        return 0 if self._second is None else self._second.kept_events(user_id)
+
+    def drop_kept(self) -> None:
+        """Encodings and keys: somebody was deleted, and encodings do not say whose they are."""
+        self._encodings.clear()
+        if self._second is not None:
+            self._second.drop_kept()
 
     def admit(self, rows: Mapping[str, int], vectors: FloatArray) -> None:
         """From now on these items can be found by their vectors [N, D]: the next new rows, or some written anew.
@@ -233,10 +249,20 @@ class Recommender:
         rows = [row for _, row in asked if row is not None]
         return np.array(rows, dtype=np.int64), [item_id for item_id, row in asked if row is None]
 
+    @contextmanager
+    def _heeding_deletions(self) -> Iterator[None]:
+        """Drops what is kept if a user was deleted, by any process, perhaps after a history was read in the block."""
+        before = self._state.deletions
+        yield
+        if self._state.deletions != before:
+            self.drop_kept()
+
     def _asked(self, query: Query) -> Asked:
         """Rows are looked up before the shelf is read, and fields after it: an item may come in between."""
         stages = Stages()
-        history = self._whole_history(query, stages)
+        history, stored = self._whole_history(query, stages)
+        if stored == "unavailable":
+            query = replace(query, user_id=None)  # what is kept of the user belongs to another history
         rows, unknown = self.known(history)
         barred, unknown_barred = self.known(query.exclude)
         shelf = Shelf(self._bundle.index, self._new)
@@ -244,6 +270,7 @@ class Recommender:
             wanted = self._wanted(query, np.concatenate([barred, rows if self._hides_seen(query) else []]))
         return Asked(
             query=query,
+            stored=stored,
             history=history,
             rows=rows,
             unknown=list(dict.fromkeys(unknown + unknown_barred)),
@@ -253,11 +280,15 @@ class Recommender:
             stages=stages,
         )
 
-    def _whole_history(self, query: Query, stages: Stages) -> Sequence[str]:
+    def _whole_history(self, query: Query, stages: Stages) -> tuple[Sequence[str], Stored | None]:
+        """The stored events, then those that came along; the latter alone where the state does not answer."""
         if query.user_id is None:
-            return query.history
+            return query.history, None
         with stages.measured("state"):
-            return [*self._state.history(query.user_id), *query.history]
+            try:
+                return [*self._state.history(query.user_id), *query.history], "read"
+            except StateError:
+                return query.history, "unavailable"
 
     def _hides_seen(self, query: Query) -> bool:
         return self._bundle.card.seen == "exclude" if query.exclude_seen is None else query.exclude_seen
@@ -314,6 +345,7 @@ class Recommender:
             rank_keys=found.rank_keys,
             rank_events=found.rank_events,
             unranked=found.unranked,
+            stored=asked.stored,
             history=asked.history,
             history_length=len(asked.rows),
             history_used=len(asked.window),

@@ -1,34 +1,65 @@
 """Starts the service on a port of this machine: what `recsys serve` calls."""
 
 import errno
+import ipaddress
+import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
+from threading import Timer
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from recsys.errors import ConfigError
 from serving.app import create_app
+from serving.logs import log_config
 from serving.service import Service
-from serving.settings import read_settings
+from serving.settings import Settings, read_settings
 
 SECONDS_TO_FINISH = 10
 LARGEST_PORT = 65_535
 
 
-def serve(bundle: Path, host: str = "127.0.0.1", port: int = 8000, state: Path | None = None) -> None:
+class Server(uvicorn.Server):
+    """At SIGTERM it says for a while that it is not ready, so that balancers send nothing more; then it closes."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=SECONDS_TO_FINISH,
+                log_config=log_config(settings.logs),
+            )
+        )
+        self._app, self._seconds = app, settings.drain_seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGINT, and a second SIGTERM, close at once; open requests may finish in any case."""
+        if sig != signal.SIGTERM or self._app.state.draining or not self._seconds:
+            super().handle_exit(sig, frame)
+            return
+        self._app.state.draining = True
+        closing = Timer(self._seconds, super().handle_exit, (sig, frame))
+        closing.daemon = True
+        closing.start()
+
+
+def serve(bundle: Path, host: str = "127.0.0.1", port: int = 8000, state: str | Path | None = None) -> None:
     """Serves `bundle` until the process is told to stop; `state` None means `RECSYS_STATE` or its default.
 
-    A taken port, an unusable setting or a bundle that cannot be served is a `RecsysError` before anything starts.
+    A taken port, an open door, an unusable setting or a bundle that cannot be served is a `RecsysError` before anything
+    starts.
     """
     settings = read_settings(state)
     with bound_socket(host, port) as listener:
+        _refuse_open_door(listener, host, settings)
         app = create_app(Service.open(bundle, settings), settings)
-        server = uvicorn.Server(
-            uvicorn.Config(app, access_log=False, server_header=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
-        )
         with suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
+            Server(app, settings).run(sockets=[listener])
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -47,6 +78,17 @@ def bound_socket(host: str, port: int) -> socket.socket:
         listener.close()
         raise ConfigError(_refusal(error, host, port)) from None
     return listener
+
+
+def _refuse_open_door(listener: socket.socket, host: str, settings: Settings) -> None:
+    """Others may reach the service only with keys, or where somebody has said that they need none."""
+    loopback = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+    if not loopback and settings.keys is None and not settings.without_keys:
+        raise ConfigError(
+            f"host {host} can be reached from other machines, and no API keys are set: make some with "
+            "`recsys keys create` and name their file in RECSYS_KEYS; where something else asks who calls, set "
+            "RECSYS_WITHOUT_KEYS=true."
+        )
 
 
 def _refusal(error: OSError, host: str, port: int) -> str:

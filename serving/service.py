@@ -11,6 +11,7 @@ import numpy as np
 
 from recsys.bundle import Bundle, open_bundle
 from recsys.index import FloatArray, RowArray
+from serving.breaker import GuardedState
 from serving.encoder import Encoder
 from serving.items import ItemTable
 from serving.messages import Item, ItemDetails, NearItem, RecommendedItem, ScoredItem
@@ -18,7 +19,8 @@ from serving.new_items import ItemStore, NewItem
 from serving.recommender import Answer, Query, Recommender
 from serving.sentences import Reader, item_inputs, open_reader
 from serving.settings import Settings
-from serving.state import SqliteState, UserState
+from serving.state import StateError
+from serving.stores import item_file, open_state
 
 LOG = logging.getLogger("uvicorn.error")
 
@@ -30,7 +32,7 @@ class Service:
     bundle: Bundle
     recommender: Recommender
     items: ItemTable
-    state: UserState
+    state: GuardedState
     encoder: Encoder
     reader: Reader | None
     store: ItemStore
@@ -42,9 +44,9 @@ class Service:
         bundle = open_bundle(folder)
         encoder = Encoder(bundle.encoder, bundle.step, item_inputs(bundle))
         with ExitStack() as opened:
-            state = SqliteState(settings.state, settings.history_limit)
+            state = open_state(settings)
             opened.callback(state.close)
-            store = ItemStore(settings.state)
+            store = ItemStore(item_file(settings))
             opened.callback(store.close)
             recommender = Recommender(
                 bundle,
@@ -74,6 +76,20 @@ class Service:
         """Closes the state."""
         self.store.close()
         self.state.close()
+
+    def state_answers(self) -> bool:
+        """Whether it does so now."""
+        try:
+            self.state.check()
+        except StateError:
+            return False
+        return True
+
+    def forget(self, user_id: str) -> int:
+        """Deletes all that is known of a user, from the store and from what is kept; how many events there were."""
+        deleted = self.state.delete(user_id)
+        self.recommender.drop_kept()
+        return deleted
 
     def add_items(self, items: Sequence[NewItem], restored: Sequence[int] = ()) -> int:
         """Stores items and makes them recommendable, and so `restored` rows again, all or none; how many items were

@@ -1,8 +1,9 @@
 """Settings of the service: environment variables `RECSYS_…`, read once at start."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from recsys.errors import ConfigError
@@ -15,8 +16,18 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    state: Path = Field(default=Path("recsys-state.sqlite"), description="SQLite file with the users' events")
+    state: Annotated[str, BeforeValidator(str)] = Field(
+        default="recsys-state.sqlite", description="SQLite file with the users' events, or redis://HOST:PORT/NUMBER"
+    )
+    new_items: Path | None = Field(
+        default=None, description="SQLite file with new items; None: that of the state, or recsys-items.sqlite"
+    )
     history_limit: int = Field(default=1_000, ge=1, description="newest events kept of each user")
+    forget_seconds: float = Field(
+        default=0, ge=0, description="a user without events for so long is forgotten; 0: none"
+    )
+    state_seconds: float = Field(default=1, gt=0, description="how long a request waits for the user state")
+    state_pause_seconds: float = Field(default=5, gt=0, description="how long a store that failed is left alone")
     max_history: int = Field(default=10_000, ge=1, description="item ids a request may send, history and exclude each")
     max_events: int = Field(default=1_000, ge=1, description="events one request may store")
     max_items: int = Field(default=100, ge=1, description="items one request may add")
@@ -30,13 +41,20 @@ class Settings(BaseSettings):
     filter_cache_bytes: int = Field(
         default=64 * 1024 * 1024, ge=0, description="memory for the items that pass filters; 0: keep none"
     )
+    keys: Path | None = Field(default=None, description="file of API keys, made by `recsys keys create`")
+    without_keys: bool = Field(default=False, description="whether other machines may call without any key")
+    rate_limit: str | None = Field(default=None, description="of a key, or of an address: 100/second; 5000/minute")
+    request_seconds: float = Field(default=30, gt=0, description="after so long a request is answered by 503")
+    cors_origins: str | None = Field(default=None, description="origins whose pages may call, with commas between")
+    logs: Literal["text", "json"] = Field(default="text", description="json: one object a line, and a line a request")
+    drain_seconds: float = Field(default=3, ge=0, description="between SIGTERM and the last new request")
     threads: int = Field(default=4, ge=1, description="requests answered at the same time; the others wait")
 
 
-def read_settings(state: Path | None = None) -> Settings:
+def read_settings(state: str | Path | None = None) -> Settings:
     """Settings of the environment, with `state` in place of `RECSYS_STATE` where given."""
     try:
-        return Settings() if state is None else Settings(state=state)
+        return Settings() if state is None else Settings(state=str(state))
     except ValidationError as error:
         raise ConfigError(
             "; ".join(_complaint(entry["loc"], entry["msg"], entry["input"]) for entry in error.errors())

@@ -1,16 +1,9 @@
 """Starting: a bundle that cannot be served, a taken port or a wrong setting stops it; torch is not needed."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2 as httpx
@@ -18,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from fastapi.testclient import TestClient
+from service_process import served
 
 from recsys.errors import BundleError, ConfigError
 from recsys.steps import MANIFEST, sha256
@@ -132,8 +126,8 @@ def test_a_setting_comes_from_the_environment_and_an_argument_wins(monkeypatch, 
     monkeypatch.setenv("RECSYS_HISTORY_LIMIT", "7")
     monkeypatch.setenv("RECSYS_STATE", "elsewhere.sqlite")
     assert read_settings().history_limit == 7
-    assert read_settings().state == Path("elsewhere.sqlite")
-    assert read_settings(tmp_path / "mine").state == tmp_path / "mine"
+    assert read_settings().state == "elsewhere.sqlite"
+    assert read_settings(tmp_path / "mine").state == str(tmp_path / "mine")
 
 
 def test_a_wrong_setting_is_one_clear_line(monkeypatch) -> None:
@@ -150,49 +144,14 @@ def test_every_setting_and_route_is_documented(client) -> None:
         assert f"`{path}`" in text
 
 
-@contextmanager
-def served_without_torch(folder: Path, state: Path) -> Iterator[str]:
-    """`serve` in a process of its own in which nothing of training can be imported; yields its address."""
-    with bound_socket("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
-    absent = ("torch", "jaxtyping", "scipy", "accelerate", "onnx", "onnxscript", "safetensors")
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({absent!r})); from pathlib import Path; "
-        f"from serving.run import serve; serve(Path({str(folder)!r}), port={port}, state=Path({str(state)!r}))"
-    )
-    log = state.with_suffix(".log")
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stderr=output, stdout=output, cwd=DOCS.parents[1], env=os.environ.copy()
-        )
-    try:
-        _wait_until_ready(f"http://127.0.0.1:{port}", process, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
-    assert "Traceback" not in log.read_text()
-
-
-def _wait_until_ready(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{address}/health/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    pytest.fail(f"the service did not start: {log.read_text()}")
-
-
 def test_it_runs_where_torch_cannot_be_imported(client, sasrec, tmp_path) -> None:
     events = [{"user_id": "ann", "item_id": item_id} for item_id in ("item-05", "item-30", "item-12")]
     state = tmp_path / "served.sqlite"
-    with served_without_torch(sasrec.folder, state) as address:
-        assert httpx.post(f"{address}/v1/events", json=events).json()["stored"] == 3
-        assert httpx.get(f"{address}/").status_code == 200
-    with served_without_torch(sasrec.folder, state) as address:
-        answer = httpx.post(f"{address}/v1/recommend", json={"user_id": "ann", "k": 20}).json()
+    with served(sasrec.folder, state, tmp_path / "log") as service:
+        assert httpx.post(f"{service.address}/v1/events", json=events).json()["stored"] == 3
+        assert httpx.get(f"{service.address}/").status_code == 200
+    with served(sasrec.folder, state, tmp_path / "log") as service:
+        answer = httpx.post(f"{service.address}/v1/recommend", json={"user_id": "ann", "k": 20}).json()
     ours = client.post("/v1/recommend", json={"history": [event["item_id"] for event in events], "k": 20}).json()
     assert [item["item_id"] for item in answer["items"]] == [item["item_id"] for item in ours["items"]]
     assert answer["history_length"] == 3

@@ -183,6 +183,17 @@ def test_stored_events_are_ranked_by_and_their_keys_are_appended_to(client: Test
     assert_as_offline(longer, tiny, offline(tiny, [*HISTORY, "item-20"]))
 
 
+def test_a_deleted_users_keys_are_not_kept(client: TestClient) -> None:
+    for user_id in ("ann", "bob"):
+        client.post("/v1/events", json=[{"user_id": user_id, "item_id": item_id} for item_id in HISTORY])
+        recommend(client, user_id=user_id)
+    kept = {user_id: client.get(f"/v1/users/{user_id}").json()["kept_keys"] for user_id in ("ann", "bob")}
+    assert kept["ann"] == kept["bob"] > 0
+    client.delete("/v1/users/ann")
+    assert client.get("/v1/users/ann").json()["kept_keys"] == 0
+    assert recommend(client, user_id="bob")["rank_keys"] == "gathered"
+
+
 def test_answers_do_not_depend_on_kept_keys(client_of: Client, tiny: Tiny, tmp_path: Path) -> None:
     keeping, forgetting = client_of(tiny), client_of(tiny, state=tmp_path / "other.sqlite", key_cache_bytes=0)
     for client in (keeping, forgetting):
