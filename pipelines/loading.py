@@ -172,10 +172,15 @@ def text_features(prepared: Prepared, encoder: SentenceEncoder, values: Any, rep
             f"train: model.text_width={values.text_width}, and the encoder's vectors have {encoder.width} numbers; set "
             f"model.text_width={encoder.width}."
         )
-    texts = ["", *item_texts(prepared.items)]
+    texts = texts_by_row(prepared)
     with reporter.task("encode item texts", len(texts)) as advance:
         vectors = text_vectors(texts, encoder, default_store(), advance)
     return torch.from_numpy(controlled(vectors, values.text_control))
+
+
+def texts_by_row(prepared: Prepared) -> list[str]:
+    """Of each item row, padding's first."""
+    return ["", *item_texts(prepared.items)]
 
 
 def real_histories(prepared: Prepared, max_len: int) -> Histories:
