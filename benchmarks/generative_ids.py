@@ -49,7 +49,7 @@ class IdTokens:
             means = faiss.Kmeans(rest.shape[1], size, niter=KMEANS_ROUNDS, seed=level, min_points_per_centroid=1)
             means.train(rest)
             nearest = means.index.search(rest, 1)[1][:, 0]
-            rest -= means.centroids[nearest]
+            rest -= means.index.reconstruct_batch(nearest)
             columns.append(nearest)
         _, groups = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
         order = np.argsort(groups, kind="stable")
@@ -203,7 +203,7 @@ class GenerativeIds(nn.Module):
     def scores(self, batch: Histories) -> Float[Tensor, "B V"]:
         """Of all items, -inf where the beam did not come: such an item is a miss."""
         scores = torch.full((len(batch.lengths), len(self.codes)), -torch.inf)
-        for length in batch.lengths.unique().tolist():
+        for length in sorted(set(batch.lengths.tolist())):
             for rows in (batch.lengths == length).nonzero()[:, 0].split(HISTORIES_AT_ONCE):
                 found = self.generate(batch.items[rows, :length])
                 scores[rows] = scores[rows].scatter(1, found.items, found.scores)

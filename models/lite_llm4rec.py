@@ -277,7 +277,8 @@ class LiteLLM4Rec(nn.Module):
 
 def pretrained_layers(config: LiteLLM4RecConfig) -> ReadsVectors:
     """The backbone, checked to have the config's width."""
-    pretrained = Pretrained(None if config.backbone == MINILM else config.backbone, config.backbone_revision)
+    source = None if config.backbone == MINILM else config.backbone
+    pretrained = Pretrained(source, config.backbone_revision, setting="model.backbone")
     layers = ReadsVectors(pretrained, config.dropout, config.lora_rank if config.backbone_lora else 0)
     if layers.width != config.embedding_dim:
         raise ConfigError(

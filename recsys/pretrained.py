@@ -19,15 +19,20 @@ FILES = ("config.json", "tokenizer.json", WEIGHTS)
 
 
 class Pretrained:
-    """Where an encoder lies and what identifies it. `source` None is the installed MiniLM (all-MiniLM-L6-v2)."""
+    """Where an encoder lies and what identifies it. `source` None is the installed MiniLM (all-MiniLM-L6-v2).
 
-    def __init__(self, source: str | None = None, revision: str | None = None) -> None:
+    `setting` chose it, for errors; its revision is chosen by the one beside it.
+    """
+
+    def __init__(
+        self, source: str | None = None, revision: str | None = None, setting: str = "model.text_encoder"
+    ) -> None:
         self.place = str(embedded_minilm()) if source is None else source
-        self.revision = revision
+        self.revision, self.setting = revision, setting
         if not Path(self.place).is_dir() and revision is None:
             raise ConfigError(
                 f"text encoder {self.place!r}: is no folder, and a hub model needs its revision (a commit), so that "
-                "vectors stay what they are; set model.text_revision."
+                f"vectors stay what they are; set {setting.removesuffix('_encoder')}_revision."
             )
         self.identity = self._folder_hash() if revision is None else f"{self.place}@{revision}"
 
@@ -115,7 +120,7 @@ class Pretrained:
         first_line = (str(error).splitlines() or [""])[0]
         return ConfigError(
             f"text encoder {self.place!r}: cannot be loaded ({type(error).__name__}: {first_line}); set "
-            "model.text_encoder to a folder with config.json, tokenizer.json and model.safetensors, or download the "
+            f"{self.setting} to a folder with config.json, tokenizer.json and model.safetensors, or download the "
             "hub model first."
         )
 

@@ -290,6 +290,14 @@ def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any],
         LiteLLM4RecConfig(**SMALL | values)
 
 
+def test_a_backbone_that_is_nowhere_is_named_with_its_settings(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'nobody/nothing': is no folder.*set model\.backbone_revision"):
+        make(backbone="nobody/nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot be loaded .*set model\.backbone to a folder with config\.json"):
+        make(backbone=str(tmp_path / "empty"))
+
+
 @pytest.mark.parametrize(("settings", "message"), [
     ({"embedding_dim": 20}, "embedding_dim=20, and the layers of .*gpt2 are 12 wide; set model.embedding_dim=12"),
     ({"max_len": 41}, "max_len=41, and .*gpt2 knows 40 positions; set model.max_len to no more"),
