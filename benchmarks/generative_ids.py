@@ -43,7 +43,7 @@ class IdTokens:
     @classmethod
     def of_vectors(cls, vectors: Float[np.ndarray, "V F"], levels: int, size: int) -> "IdTokens":
         """`levels` - 1 rounds of k-means over what the rounds before left, then a number among the alike."""
-        rest = np.ascontiguousarray(vectors[1:], dtype=np.float32)
+        rest = np.array(vectors[1:], dtype=np.float32)
         columns = []
         for level in range(levels - 1):
             means = faiss.Kmeans(rest.shape[1], size, niter=KMEANS_ROUNDS, seed=level, min_points_per_centroid=1)

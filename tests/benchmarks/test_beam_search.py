@@ -29,6 +29,13 @@ def generative(beam: int, model: LiteLLM4Rec | None = None) -> GenerativeIds:
     return made.eval()
 
 
+def test_making_codes_leaves_the_vectors_as_they_were() -> None:
+    vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS + 1, 5)).astype(np.float32)
+    before = vectors.copy()
+    IdTokens.of_vectors(vectors, 3, 4)
+    np.testing.assert_array_equal(vectors, before)
+
+
 def test_codes_tell_all_items_apart_and_like_texts_share_all_but_the_last() -> None:
     made = tokens()
     assert len(np.unique(made.codes[1:], axis=0)) == NUM_ITEMS
