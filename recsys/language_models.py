@@ -120,11 +120,11 @@ def with_adapters(model: Any, rank: int) -> Any:
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
     """While it lasts, adapters are part of the weights beside which they were: the same answers by fewer products."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    adapters: list[Any] = [module for module in model.modules() if hasattr(module, "unmerge")]
     for adapter in adapters:
         adapter.merge()
-    yield
-    for adapter in adapters:
-        adapter.unmerge()
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.unmerge()
