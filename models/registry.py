@@ -12,6 +12,7 @@ from models.bert4rec import BERT4Rec, BERT4RecConfig
 from models.dare import DARE, DAREConfig
 from models.hierarchical import Hierarchical, HierarchicalConfig
 from models.item_knn import ItemKNN, ItemKNNConfig
+from models.lite_llm4rec import LiteLLM4Rec, LiteLLM4RecConfig
 from models.markov import Markov, MarkovConfig
 from models.popularity import Popularity, PopularityConfig
 from models.rearec import ReaRec, ReaRecConfig
@@ -33,6 +34,7 @@ MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "rearec": (ReaRec, ReaRecConfig),
     "recformer": (Recformer, RecformerConfig),
     "hierarchical": (Hierarchical, HierarchicalConfig),
+    "lite-llm4rec": (LiteLLM4Rec, LiteLLM4RecConfig),
     "dare": (DARE, DAREConfig),
 }
 COUNTED = ("num_items", "num_categories")

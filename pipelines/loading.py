@@ -24,7 +24,7 @@ from recsys.runs import WEIGHTS, Run
 from recsys.splits import FitOn, Part
 from recsys.text_encoder import encoder_shape, first_position, network_weights
 from recsys.text_items import controlled
-from recsys.text_vectors import TextEncoder, default_store, named_encoder, text_vectors
+from recsys.text_vectors import SentenceEncoder, TextEncoder, default_store, named_encoder, text_vectors
 
 CHECKED_HISTORIES = 64
 
@@ -101,7 +101,13 @@ def text_encoder(config: ModelConfig, prepared: Prepared) -> TextEncoder | None:
     if not has_text(prepared.items):
         other = f" for model.items={made_of} to be made of; set model.items=table, or" if made_of else ";"
         raise DataError(f"train: {prepared.folder} has no item text{other} ingest an item table with --items.")
-    return named_encoder(values.text_encoder, values.text_revision, values.text_pooling)
+    encoder = named_encoder(values.text_encoder, values.text_revision, values.text_pooling)
+    if getattr(values, "item_llm", "frozen") != "frozen" and not isinstance(encoder, SentenceEncoder):
+        raise ConfigError(
+            f"train: model.item_llm={values.item_llm} trains the item LLM, and {values.text_encoder!r} is read over "
+            "HTTP; set model.item_llm=frozen, or model.text_encoder to a folder."
+        )
+    return encoder
 
 
 def text_network(config: ModelConfig, prepared: Prepared) -> Pretrained | None:
@@ -140,7 +146,7 @@ def language(pretrained: Pretrained) -> dict[str, torch.Tensor]:
 
 def text_features(prepared: Prepared, encoder: TextEncoder, values: Any, reporter: Reporter) -> torch.Tensor:
     """Vectors [V, F] of all items' texts, padding's first, as the model's config `values` want them; encoded once."""
-    texts = ["", *item_texts(prepared.items)]
+    texts = texts_by_row(prepared)
     with reporter.task("encode item texts", len(texts)) as advance:
         vectors = text_vectors(texts, encoder, default_store(), advance)
     if (width := vectors.shape[1]) != values.text_width:
@@ -149,6 +155,11 @@ def text_features(prepared: Prepared, encoder: TextEncoder, values: Any, reporte
             f"model.text_width={width}."
         )
     return torch.from_numpy(controlled(vectors, values.text_control))
+
+
+def texts_by_row(prepared: Prepared) -> list[str]:
+    """Of each item row, padding's first."""
+    return ["", *item_texts(prepared.items)]
 
 
 def real_histories(prepared: Prepared, max_len: int) -> Histories:

@@ -125,7 +125,7 @@ def make_plan(config: TrainConfig) -> Plan:
             f"train {model.name}: training.epochs=0 keeps weights as they come, and these would be random; give "
             "--init, or train at least one epoch."
         )
-    if training.averaging and model.reads_sentences:
+    if training.averaging and (model.reads_sentences or getattr(model.values, "item_llm", "frozen") != "frozen"):
         raise ConfigError(
             f"train {model.name}: training.averaging={training.averaging} averages weights but not the item matrix "
             "made of them; set training.averaging=0."

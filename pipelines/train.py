@@ -13,19 +13,20 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from models.hierarchical import Teacher
-from pipelines.loading import language, run_model, sentences, text_features
+from pipelines.loading import language, run_model, sentences, text_features, texts_by_row
 from pipelines.plan import Plan, TrainConfig, make_plan
 from pipelines.reporter import Reporter
 from pipelines.validation import validation, watched_metric
 from pipelines.warm_start import start_from
 from recsys.batches import TrainingWindows
-from recsys.contracts import CountingModel, SentenceReader, Student, TextReader, Trainable
+from recsys.contracts import CountingModel, SentenceReader, Student, TextReader, TextTrainer, Trainable
 from recsys.errors import DataError
 from recsys.item_categories import item_categories
 from recsys.memory import keep_freed_memory
 from recsys.pretrained import Pretrained
 from recsys.runs import CONFIG, EPOCHS, WEIGHTS, Run, open_run
 from recsys.steps import Step, git_commit, partial_folder, writing_step
+from recsys.text_vectors import SentenceEncoder
 from recsys.tracking import MLflowTracker, NoTracker, Tracker
 from recsys.training import Trainer, make_accelerator
 
@@ -162,6 +163,8 @@ def learn_from_data(model: Any, plan: Plan, reporter: Reporter) -> None:
         with make_accelerator(plan.training).main_process_first():  # the others find its vectors in the store
             vectors = text_features(plan.prepared, plan.encoder, plan.model.values, reporter)
             reader.learn_texts(vectors, plan.events.item_counts())
+        if isinstance(model, TextTrainer) and model.trains_texts and isinstance(plan.encoder, SentenceEncoder):
+            model.learn_tokens(*plan.encoder.tokens(texts_by_row(plan.prepared)))
 
 
 def teacher_of(plan: Plan) -> Teacher | None:

@@ -108,6 +108,29 @@ class TextReader(TrainableRetriever, Protocol):
 
 
 @runtime_checkable
+class Refreshing(Protocol):
+    """A model that keeps item vectors apart from the weights they are made of."""
+
+    def refresh_items(self) -> None:
+        """Called before items are compared: item vectors of the weights as they are."""
+        ...
+
+
+@runtime_checkable
+class TextTrainer(TextReader, Refreshing, Protocol):
+    """A retriever that may train the encoder of its items' texts, where its config says so."""
+
+    @property
+    def trains_texts(self) -> bool:
+        """Whether it does."""
+        ...
+
+    def learn_tokens(self, tokens: Int[Tensor, "V T"], counts: Int[Tensor, " V"]) -> None:
+        """Called once before such training, after `learn_texts`: token ids of each item row, and how many are real."""
+        ...
+
+
+@runtime_checkable
 class Teaching(Protocol):
     """A trained model of another kind, as one that learns from it sees it."""
 
@@ -152,7 +175,7 @@ class Tables:
 
 
 @runtime_checkable
-class SentenceReader(TrainableRetriever, Protocol):
+class SentenceReader(TrainableRetriever, Refreshing, Protocol):
     """A retriever that reads items as tokens, with an encoder pretrained on language."""
 
     def learn_sentences(self, sentences: ItemSentences, special_tokens: tuple[int, int, int]) -> None:
@@ -187,10 +210,6 @@ class SentenceReader(TrainableRetriever, Protocol):
 
     def read_items(self, tables: Tables) -> Float[Tensor, "N D"]:
         """Vectors of items with these sentences, as `item_vectors` has them when refreshed."""
-        ...
-
-    def refresh_items(self) -> None:
-        """Called before items are compared: item vectors of the weights as they are."""
         ...
 
 

@@ -22,6 +22,7 @@ from recsys.catalog import Catalog
 from recsys.contracts import Incremental, Reasoner, SentenceReader, Student, Tables, TrainableRetriever
 from recsys.errors import BundleError
 from recsys.index import FloatArray, ItemIndex
+from recsys.language_models import merged
 from recsys.layers import KeyValues, Remembered
 
 ENCODER_TOLERANCE = 1e-5
@@ -191,7 +192,8 @@ def export_encoder(model: TrainableRetriever, max_len: int, path: Path) -> None:
     events = {1: torch.export.Dim("events", min=1, max=max_len)} if max_len > 1 else {}
     graph = _Reader(model) if isinstance(model, SentenceReader) else _Encoder(model)
     shapes = ({0: BATCH} | events, {0: BATCH})
-    _export(_with_features(model, graph), model, example, ["items", "lengths"], outputs_of(model), shapes, path)
+    with merged(graph):
+        _export(_with_features(model, graph), model, example, ["items", "lengths"], outputs_of(model), shapes, path)
 
 
 def export_item_reader(teacher: SentenceReader, student: Student, path: Path) -> None:

@@ -48,6 +48,10 @@ class TextItems(nn.Module):
         """Takes the text vectors of all item rows, and the training events of each, [V]."""
         self.features.copy_(vectors if self.whitening is None else whitened(vectors, counts, self.whitening))
 
+    def features_of(self, vectors: Float[Tensor, "N F"]) -> Float[Tensor, "N K"]:
+        """What these text vectors are as features, after `learn_texts`."""
+        return vectors if self.whitening is None else self.whitening(vectors)
+
     def forward(self, rows: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
         """Vectors of some items; padding's is zero."""
         return self.adapted(self.features[rows]) * (rows != 0)[..., None]

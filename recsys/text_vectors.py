@@ -27,6 +27,8 @@ from recsys.pretrained import Pretrained
 Pooling = Literal["mean", "last"]
 BATCH_TEXTS = 64
 KEYS_PER_QUERY = 500
+MAX_TOKENS = 64
+"""Of a text that are read, unless more are asked for."""
 SCHEMA = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
 
 
@@ -56,7 +58,7 @@ class SentenceEncoder:
         self,
         source: str | None = None,
         revision: str | None = None,
-        max_tokens: int = 64,
+        max_tokens: int = MAX_TOKENS,
         pooling: Pooling = "mean",
     ) -> None:
         self.max_tokens, self.pooling = max_tokens, pooling
@@ -73,10 +75,16 @@ class SentenceEncoder:
         tokens = self._tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
-        states = self._pretrained.model(**tokens).last_hidden_state
-        pooled = pooled_states(states, tokens["attention_mask"], self.pooling)
-        vectors: np.ndarray = torch.nn.functional.normalize(pooled, dim=1).float().numpy()
-        return vectors
+        vectors = sentence_vectors(self._pretrained.model, tokens["input_ids"], tokens["attention_mask"], self.pooling)
+        return vectors.float().numpy()
+
+    def tokens(self, texts: Sequence[str]) -> tuple[Int[Tensor, "N T"], Int[Tensor, " N"]]:
+        """Token ids of each text and how many it has, none of an empty one: for an encoder that is trained."""
+        tokens = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        described = torch.tensor([bool(text) for text in texts])
+        return tokens["input_ids"], tokens["attention_mask"].sum(dim=1) * described
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -92,11 +100,13 @@ class SentenceEncoder:
             )
         return tokenizer
 
-    @cached_property
-    def width(self) -> int:
-        """Of the encoder's states."""
-        width: int = self._pretrained.model.config.hidden_size
-        return width
+
+def sentence_vectors(
+    model: Any, ids: Int[Tensor, "N T"], mask: Int[Tensor, "N T"], pooling: Pooling
+) -> Float[Tensor, "N W"]:
+    """The model's last states, pooled over the real tokens and scaled to length 1."""
+    states = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    return torch.nn.functional.normalize(pooled_states(states, mask, pooling), dim=1)
 
 
 def pooled_states(states: Float[Tensor, "N T W"], mask: Int[Tensor, "N T"], pooling: Pooling) -> Float[Tensor, "N W"]:

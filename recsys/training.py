@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from recsys.batches import TrainBatch, TrainingWindows, thinned
 from recsys.checkpoints import Checkpoint, Progress, copy_weights, latest_checkpoint, on_device, save_checkpoint
-from recsys.contracts import SentenceReader, Trainable, TrainableRanker, TrainableRetriever
+from recsys.contracts import Refreshing, SentenceReader, Trainable, TrainableRanker, TrainableRetriever
 from recsys.errors import ConfigError, DataError
 from recsys.sequences import SequenceStore
 from recsys.tracking import NoTracker, Tracker
@@ -207,7 +207,7 @@ class Trainer:
 
     def _refresh_items(self) -> None:
         """Item vectors of a model that keeps them apart from the weights they are made of."""
-        if isinstance(self.model, SentenceReader):
+        if isinstance(self.model, Refreshing):
             with self.accelerator.autocast():
                 self.model.refresh_items()
 

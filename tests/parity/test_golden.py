@@ -22,7 +22,7 @@ from models.registry import MODELS, model_config
 from recsys.batches import TrainingWindows
 from recsys.click_metrics import auc
 from recsys.clicks import ClickCases, click_scores
-from recsys.contracts import CatalogScorer, SentenceReader, Student
+from recsys.contracts import CatalogScorer, SentenceReader, Student, TextTrainer
 from recsys.evaluation import mean_metrics, rank_cases
 from recsys.item_sentences import KEY, VALUE, ItemSentences
 from recsys.ranking import RetrieverScorer
@@ -53,6 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "pooling": "mean",
     },
     "hierarchical": {"max_len": 8, "embedding_dim": 16, "ffn_dim": 32, "text_width": 16},
+    "lite-llm4rec": {"max_len": 8, "embedding_dim": 16, "ffn_dim": 32, "text_width": 12, "text_components": 6},
     "dare": {"max_len": 8, "kept": 3, "embedding_dim": 8, "positives": 4},
 }
 LOSSES: dict[str, dict[str, Any]] = {
@@ -89,6 +90,8 @@ def measured(case: str) -> dict[str, float]:
             model.learn_sentences(words(PRIME), (1, 0, 2))
         if isinstance(model, Student):
             model.learn_from(teacher())
+        if isinstance(model, TextTrainer):
+            model.learn_texts(torch.randn(PRIME + 1, 12), events.item_counts())
         losses = train(model, events)
         if config.ranks:
             clicks = ClickCases.of(build_cases(STORE, split, "test", PRIME + 1), STORE, events.item_counts())

@@ -73,6 +73,7 @@ def test_a_run_holds_the_vectors_of_its_items_and_a_second_one_encodes_nothing(
         ("sasrec", GATED),
         ("bert4rec", GATED),
         ("bert4rec", ("model.items=initialised",)),
+        ("lite-llm4rec", ("model.text_components=6",)),
     ],
 )
 def test_its_bundle_answers_as_the_evaluator(
