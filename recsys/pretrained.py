@@ -19,15 +19,23 @@ FILES = ("config.json", "tokenizer.json", WEIGHTS)
 
 
 class Pretrained:
-    """Where an encoder lies and what identifies it. `source` None is the installed MiniLM (all-MiniLM-L6-v2)."""
+    """Where an encoder lies and what identifies it. `source` None is the installed MiniLM (all-MiniLM-L6-v2).
 
-    def __init__(self, source: str | None = None, revision: str | None = None) -> None:
+    `settings`: what source and revision are called where they are set; errors name them.
+    """
+
+    def __init__(
+        self,
+        source: str | None = None,
+        revision: str | None = None,
+        settings: tuple[str, str] = ("model.text_encoder", "model.text_revision"),
+    ) -> None:
         self.place = str(embedded_minilm()) if source is None else source
-        self.revision = revision
+        self.revision, self.settings = revision, settings
         if not Path(self.place).is_dir() and revision is None:
             raise ConfigError(
                 f"text encoder {self.place!r}: is no folder, and a hub model needs its revision (a commit), so that "
-                "vectors stay what they are; set model.text_revision."
+                f"vectors stay what they are; set {settings[1]}."
             )
         self.identity = self._folder_hash() if revision is None else f"{self.place}@{revision}"
 
@@ -72,6 +80,11 @@ class Pretrained:
         """The Hugging Face module, in evaluation mode."""
         return self._loaded("AutoModel", use_safetensors=True).eval()
 
+    @cached_property
+    def language_model(self) -> Any:
+        """The Hugging Face module that foretells the next token, in evaluation mode."""
+        return self._loaded("AutoModelForCausalLM", use_safetensors=True).eval()
+
     def weights(self) -> dict[str, Tensor]:
         """All tensors under the names they are stored by."""
         try:
@@ -115,7 +128,7 @@ class Pretrained:
         first_line = (str(error).splitlines() or [""])[0]
         return ConfigError(
             f"text encoder {self.place!r}: cannot be loaded ({type(error).__name__}: {first_line}); set "
-            "model.text_encoder to a folder with config.json, tokenizer.json and model.safetensors, or download the "
+            f"{self.settings[0]} to a folder with config.json, tokenizer.json and model.safetensors, or download the "
             "hub model first."
         )
 
