@@ -1,10 +1,10 @@
 """The windows of amazon-movies-llm4dsr as datasets: the same log clean and with a tenth of the events replaced.
 
-Training windows of a user overlap. They become one sequence a user, each event once: of two windows next to each other in
-time the later one goes on where the clean items agree, and follows whole where they do not. An event has the time of the
-earliest window that ends with it or after it. Validation and test windows stay apart, each the history of a user of its
-own at the time of its target; only their last events are to be predicted. Test windows are there twice in both logs,
-with clean and with noisy histories and always a clean target. L = 11 positions.
+Training windows of a user overlap. They become one sequence a user, each event once: of two windows next to each other
+in time the later one goes on where the clean items agree, and follows whole where they do not. An event has the time of
+the earliest window that ends with it or after it. Validation and test windows stay apart, each the history of a user of
+its own at the time of its target; only their last events are to be predicted. Test windows are there twice in both
+logs, with clean and with noisy histories and always a clean target.
 """
 
 import ast
@@ -56,7 +56,13 @@ def read_windows(source: Path, part: str) -> list[Window]:
     clean_name = "train_10000" if part == "train" else f"{part}_5000"
     clean = _rows(source / "noise_0.0" / f"{clean_name}.csv.gz")
     return [
-        Window(row["user_id"], _numbers(first["item_ids"]), _numbers(row["item_ids"]), _numbers(row["mask"]), int(row["timestamp"]))
+        Window(
+            row["user_id"],
+            _numbers(first["item_ids"]),
+            _numbers(row["item_ids"]),
+            _numbers(row["mask"]),
+            int(row["timestamp"]),
+        )
         for first, row in zip(clean, _rows(source / "noise_0.1" / f"{part}_5000.csv.gz"), strict=False)
     ]
 
@@ -108,7 +114,11 @@ def write_logs(source: Path, work: Path) -> None:
         table.write_csv(work / f"{name}.csv")
         ingest(
             IngestConfig(
-                sources=(work / f"{name}.csv",), items=work / "items.csv", time_unit="us", out=work / name, overwrite=True
+                sources=(work / f"{name}.csv",),
+                items=work / "items.csv",
+                time_unit="us",
+                out=work / name,
+                overwrite=True,
             )
         )
 

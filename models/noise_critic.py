@@ -74,6 +74,14 @@ class NoiseCritic(nn.Module):
         """Windows that share half of their events: a history is seen from several sides."""
         return WindowShape(length=self.max_len, overlap=self.max_len // 2)
 
+    @property
+    def reads_times(self) -> bool:
+        """Times are not looked at."""
+        return False
+
+    def learn_popularity(self, counts: IntArray) -> None:
+        """All it needs to know of popularity it was made with."""
+
     def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:
         """One event of each window is another item; the target stands at its place and is the row that was there."""
         num_rows = self.relations.num_rows

@@ -95,6 +95,7 @@ class NoiseLlm(nn.Module):
                 "denoise: no item has a text for a language model to read; ingest an item table with --items."
             )
         self.config, self.titles = config, list(titles)
+        self.max_len = config.length
         pretrained = config.pretrained
         self.prompts = NamingPrompts(pretrained.tokenizer, config.max_tokens, config.title_tokens)
         self.source = NoiseSource(counts, config.alpha)
@@ -122,6 +123,14 @@ class NoiseLlm(nn.Module):
     def window(self) -> WindowShape:
         """Side by side."""
         return WindowShape(length=self.config.length, overlap=0)
+
+    @property
+    def reads_times(self) -> bool:
+        """Times are not looked at."""
+        return False
+
+    def learn_popularity(self, counts: IntArray) -> None:
+        """All it needs to know of popularity it was made with."""
 
     def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:
         """One event of each window is another item; the target stands at its place and is the row that was there."""

@@ -16,16 +16,16 @@ from jaxtyping import Bool, Float, Int
 
 from models.noise_critic import NoiseCriticConfig
 from models.noise_llm import NoiseLlmConfig
+from pipelines.noise_cascade import CalibrationConfig, calibrated
 from pipelines.noise_detectors import Material, Stage, critic_stage, llm_stage, outlier_stage
 from pipelines.prepare import PrepareConfig, make_split
 from pipelines.reporter import Reporter
-from recsys.calibration import Operating, isotonic, operating_point
+from recsys.calibration import Operating
 from recsys.catalog import Catalog
 from recsys.corrections import Limits, chosen_events, correctable, replacements
-from recsys.corruption import NoiseSource, inject
 from recsys.errors import ConfigError, DataError
 from recsys.item_text import has_text, item_texts
-from recsys.noise import Judged, NoiseWindows
+from recsys.noise import NoiseWindows
 from recsys.partitions import write_events
 from recsys.schema import Dataset, open_dataset
 from recsys.score_store import default_folder
@@ -34,9 +34,10 @@ from recsys.splits import SplitKind, TrainingEvents
 from recsys.steps import writing_step
 from recsys.text_vectors import SentenceEncoder, default_store, text_vectors
 
-Action = Literal["replace", "drop"]
+Action = Literal["replace", "drop", "weight"]
 DetectorName = Literal["outlier", "critic", "llm"]
 CORRECTIONS = "corrections.parquet"
+LLM_SHARE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +47,15 @@ class DenoiseConfig:
     `split`, shares and instants say what is not training, as for `recsys prepare`. A window has `window` events.
     `noise_rate` is the share of noise that the log is assumed to hold, and `precision` the share of noise that
     corrections must reach on noise put in by ourselves. Where `doubtful` is below 1, that share of the windows, the
-    most suspicious by a cheaper detector, reaches the `detector`. `texts` False leaves item texts out.
+    most suspicious by a cheaper detector, reaches the `detector`; None is a fifth for a language model, else all.
+    `texts` False leaves item texts out.
     """
 
     dataset: Path
     out: Path
     detector: DetectorName = "critic"
     action: Action = "replace"
-    doubtful: float = 1.0
+    doubtful: float | None = None
     precision: float = 0.7
     noise_rate: float = 0.1
     window: int = 11
@@ -73,23 +75,30 @@ class DenoiseConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("doubtful", "precision", "noise_rate"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"denoise: {name}={getattr(self, name)} must lie in (0, 1].")
         if self.window < 3:
             raise ConfigError(
                 f"denoise: window={self.window} must be at least 3; of two events neither is the odd one."
             )
         if (self.detector == "llm") != (self.llm is not None):
             raise ConfigError("denoise: --detector llm and --llm MODEL belong together; give both or neither.")
-        if self.detector == "outlier" and self.doubtful < 1:
-            raise ConfigError(
-                f"denoise: doubtful={self.doubtful} has no meaning for the cheapest detector; leave it at 1."
-            )
+        if self.detector == "outlier" and self.doubtful is not None:
+            raise ConfigError(f"denoise: doubtful={self.doubtful} has no meaning for the cheapest detector; drop it.")
         if self.out.resolve() == self.dataset.resolve():
             raise ConfigError(
                 f"--out {self.out} is the dataset itself, which is never overwritten; choose another folder."
             )
+
+    @property
+    def share_judged(self) -> float:
+        """Of the windows, by the `detector`."""
+        return self.doubtful if self.doubtful is not None else LLM_SHARE if self.detector == "llm" else 1.0
+
+    @property
+    def calibration(self) -> CalibrationConfig:
+        """How the detector's figures become probabilities, and which of them are acted on."""
+        return CalibrationConfig(
+            noise_rate=self.noise_rate, precision=self.precision, doubtful=self.share_judged, seed=self.seed
+        )
 
     @property
     def splitting(self) -> PrepareConfig:
@@ -125,6 +134,7 @@ def denoise(config: DenoiseConfig, reporter: Reporter) -> Dataset:
     events, items = dataset.events(), dataset.items()
     catalog = Catalog.from_ids(pl.concat([events["item_id"], items["item_id"]]))
     store = SequenceStore.from_events(events, catalog)
+    calibration = config.calibration
     with writing_step(
         "ingest",
         config.out,
@@ -141,16 +151,22 @@ def denoise(config: DenoiseConfig, reporter: Reporter) -> Dataset:
             raise DataError(
                 f"denoise: no user of {config.dataset} has three training events; there is nothing to compare."
             )
-        scored = scores(config, material, windows, reporter)
+        scored = scores(config, calibration, material, windows, reporter)
         counts = training.item_counts()
         allowed = correctable(store, training.stops, counts, config.limits)
         users = store.event_users()
-        chosen = chosen_events(
-            scored.probabilities, scored.naming, scored.operating.threshold, allowed, users, config.limits
+        chosen = (
+            allowed
+            if config.action == "weight"
+            else chosen_events(
+                scored.probabilities, scored.naming, scored.operating.threshold, allowed, users, config.limits
+            )
         )
-        better = replacements(store, windows, material.folds, chosen, material.relations)
+        better = np.array(store.item_idx, dtype=np.int64)
+        if config.action == "replace":
+            better = replacements(store, windows, material.folds, chosen, material.relations)
         table = corrections_table(config.action, events, catalog, chosen, better, scored)
-        view = corrected(events, catalog, chosen, better, config.action)
+        view = corrected(events, catalog, chosen, better, scored, config.action)
         step.counts["parts"] = write_events(view, step.folder / "events")
         items.write_parquet(step.folder / "items.parquet")
         table.write_parquet(step.folder / CORRECTIONS)
@@ -196,6 +212,26 @@ def material_of(
     )
 
 
+def scores(
+    config: DenoiseConfig,
+    calibration: CalibrationConfig,
+    material: Material,
+    windows: NoiseWindows,
+    reporter: Reporter,
+) -> Scored:
+    """Probabilities of all training events, calibrated on windows into which noise was put."""
+    clean = windows.load(material.events.store, material.folds)
+    cascade = calibrated(stages(config, material, reporter), material, clean, calibration, reporter)
+    probabilities, naming, judged = cascade.judge(material, clean, reporter, "judge")
+    places = windows.places(material.events.store, clean.items.shape[1])
+    return Scored(
+        probabilities=by_event(probabilities, places, material.events.store),
+        naming=by_event(naming, places, material.events.store),
+        operating=cascade.operating,
+        judged=judged,
+    )
+
+
 def stages(config: DenoiseConfig, material: Material, reporter: Reporter) -> tuple[Stage, Stage | None]:
     """The detector that judges every window, and the one that judges what it finds most suspicious."""
     num_items = material.events.num_rows - 1
@@ -205,40 +241,7 @@ def stages(config: DenoiseConfig, material: Material, reporter: Reporter) -> tup
         return critic, llm_stage(material, config.llm, reporter)
     if config.detector == "outlier":
         return outlier, None
-    return (critic, None) if config.doubtful == 1 else (outlier, critic)
-
-
-def scores(config: DenoiseConfig, material: Material, windows: NoiseWindows, reporter: Reporter) -> Scored:
-    """Probabilities of all training events, calibrated on windows into which noise was put."""
-    clean = windows.load(material.events.store, material.folds)
-    source = NoiseSource(material.events.item_counts(), 0.0)
-    rng = np.random.default_rng([config.seed, 1])
-    noisy_items, noisy = inject(clean.items, clean.lengths, config.noise_rate, source, rng)
-    injected = Judged(noisy_items, clean.lengths, clean.blocks)
-    inside = np.arange(clean.items.shape[1]) < clean.lengths[:, None]
-    first, second = stages(config, material, reporter)
-    known, seen = (
-        first.naming(material, shown, reporter, what) for shown, what in ((injected, "calibrate"), (clean, "judge"))
-    )
-    calibration = isotonic(known[inside], noisy[inside])
-    on_injected, on_clean, judged = calibration(known), calibration(seen), {first.name: len(clean)}
-    if second is not None:
-        limit = np.quantile(known.max(axis=1), 1 - config.doubtful)
-        hard, doubtful = (np.flatnonzero(one.max(axis=1) >= limit) for one in (known, seen))
-        told = second.naming(material, injected.rows(hard), reporter, "calibrate")
-        finer = isotonic(told[inside[hard]], noisy[hard][inside[hard]])
-        on_injected[hard] = finer(told)
-        seen[doubtful] = second.naming(material, clean.rows(doubtful), reporter, "judge")
-        on_clean[doubtful] = finer(seen[doubtful])
-        judged[second.name] = len(doubtful)
-    operating = operating_point(on_injected[inside], noisy[inside], config.precision)
-    places = windows.places(material.events.store, clean.items.shape[1])
-    return Scored(
-        probabilities=by_event(on_clean, places, material.events.store),
-        naming=by_event(seen, places, material.events.store),
-        operating=operating,
-        judged=judged,
-    )
+    return (critic, None) if config.share_judged == 1 else (outlier, critic)
 
 
 def by_event(
@@ -273,13 +276,20 @@ def corrections_table(
 
 
 def corrected(
-    events: pl.DataFrame, catalog: Catalog, chosen: Bool[np.ndarray, " E"], better: IntArray, action: Action
+    events: pl.DataFrame,
+    catalog: Catalog,
+    chosen: Bool[np.ndarray, " E"],
+    better: IntArray,
+    scored: Scored,
+    action: Action,
 ) -> pl.DataFrame:
-    """The events of the view."""
+    """The events of the view: with other items, without some, or with the weight that is left of the chosen."""
     if action == "drop":
         return events.filter(~chosen)
+    if action == "weight":
+        return events.with_columns(weight=pl.Series(np.where(chosen, 1 - scored.probabilities, 1), dtype=pl.Float32))
     new = catalog.item_ids.gather(better - 1)
-    return events.with_columns(pl.when(chosen).then(new).otherwise("item_id").alias("item_id"))
+    return events.with_columns(pl.when(pl.Series(chosen)).then(new).otherwise("item_id").alias("item_id"))
 
 
 def identities(config: DenoiseConfig, material: Material) -> dict[str, Any]:

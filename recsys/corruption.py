@@ -1,17 +1,14 @@
-"""Windows with items that do not belong: what a detector of noise learns from, and what it is calibrated on.
+"""Windows with one item that does not belong: what a detector of noise learns from, and what it is calibrated on.
 
-    corrupt_one   one position of each window, drawn uniformly, holds another item: the task of LLM4DSR
-                  (arXiv:2408.08208), which never puts the same item back
-    inject        every position is replaced with a probability: noise as it may be in a log, with the truth beside it
-
-The items put in are drawn in proportion to popularity ** alpha: uniform ones (alpha 0) are mostly rare, and a
-detector could name whatever is rare. Dimensions: N windows, L positions (right-padded, 0 is padding), V item rows.
+The task of LLM4DSR (arXiv:2408.08208), which never puts the same item back. Items put in are drawn in proportion to
+popularity ** alpha: uniform ones (alpha 0) are mostly rare, and a detector could name whatever is rare.
+Dimensions: N windows, L positions (right-padded, 0 is padding), V item rows.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from recsys.errors import ConfigError, DataError
 from recsys.sequences import IntArray
@@ -60,18 +57,3 @@ def corrupt_one(
     corrupted = items.copy()
     corrupted[rows, places] = source.draw_others(items[rows, places], rng)
     return Corrupted(corrupted, places)
-
-
-def inject(
-    items: Int[np.ndarray, "N L"],
-    lengths: Int[np.ndarray, " N"],
-    rate: float,
-    source: NoiseSource,
-    rng: np.random.Generator,
-) -> tuple[Int[np.ndarray, "N L"], Bool[np.ndarray, "N L"]]:
-    """Every event is replaced by another item with probability `rate`: the windows, and where that happened."""
-    valid = np.arange(items.shape[1]) < lengths[:, None]
-    noisy = valid & (rng.random(items.shape) < rate)
-    replaced = items.copy()
-    replaced[noisy] = source.draw_others(items[noisy], rng)
-    return replaced, noisy

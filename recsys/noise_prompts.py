@@ -16,7 +16,7 @@ from typing import Any
 from recsys.errors import ConfigError
 from recsys.item_sentences import cleaned
 
-HEAD = "One of these items does not fit the interest that the others share.\nItems: "
+HEAD = "One of these items does not fit the others.\nItems: "
 QUOTE, BETWEEN = '"', ", "
 TAIL = '\nThe item that does not fit: "'
 TEMPLATE = hashlib.sha256("\0".join([HEAD, QUOTE, BETWEEN, TAIL]).encode()).hexdigest()
