@@ -7,19 +7,23 @@ from typing import Any
 import numpy as np
 
 INTRODUCTION = """Written by `python -m benchmarks.denoising`; do not edit. Amazon Movies windows of LLM4DSR with a
-tenth of the events replaced by uniformly drawn items; 2 cores, no accelerator, no pretrained language model. How the data
-are made: `benchmarks/denoising_data.py`; what is measured: `benchmarks/denoising.py`; what `recsys denoise` does:
-[data.md](data.md); why: [decisions/denoising.md](decisions/denoising.md)."""
-DETECTION = """AUC over the ten history positions of 5,000 test windows; label: the event was replaced. Top-1: of the
-windows with exactly one such event, those in which it has the highest score. Thirds: AUC among events of the least, middle
-and most popular third; noise is drawn uniformly, so whatever likes popular items finds some of it without a look at the
-window. Means over seeds, and ranges where they differ; cascades have seed 0 alone."""
-VIEWS = """Corrections act where {precision:.0%} of what is touched is expected to be noise, on at most 3 events and a fifth
-of a user's, never on the last training event. Expected: by `recsys.calibration`, which knows no label, before those limits;
-true: by the labels, after them. `weight` gives every training event but the last the weight 1 - p."""
-TRAINING = """NDCG@10 by full ranking of 5,101 items for the clean targets of 5,000 test windows, nothing excluded. Recovered:
-(arm - noisy) / (clean - noisy) with noisy histories, of the means over seeds and by seed. Arms differ in training events
-alone. Settings are the same for all arms, were searched for none, and stop before models have learned all they can."""
+tenth of the events replaced by uniformly drawn items; 2 cores, no accelerator, no pretrained
+language model. How the data are made: `benchmarks/denoising_data.py`; what is measured:
+`benchmarks/denoising.py`; what `recsys denoise` does: [data.md](data.md); why:
+[decisions/denoising.md](decisions/denoising.md)."""
+DETECTION = """AUC over the ten history positions of 5,000 test windows; label: the event was replaced. Top-1: of
+the windows with exactly one such event, those in which it has the highest score. Thirds: AUC among
+events of the least, middle and most popular third; noise is drawn uniformly, so whatever likes
+popular items finds some of it without a look at the window. Means over seeds 0, 1, 2, and ranges where they
+differ; cascades have seed 0 alone."""
+VIEWS = """Corrections act where {precision:.0%} of what is touched is expected to be noise, on at most 3
+events and a fifth of a user's, never on the last training event. Expected: by `recsys.calibration`,
+which knows no label, before those limits; true: by the labels, after them. `weight` gives every
+training event but the last the weight 1 - p."""
+TRAINING = """NDCG@10 by full ranking of 5,101 items for the clean targets of 5,000 test windows, nothing
+excluded. Recovered: (arm - noisy) / (clean - noisy) with noisy histories, of the means over seeds
+and by seed. Arms differ in training events alone. Settings are the same for all arms, were searched
+for none, and stop before models have learned all they can."""
 
 
 def page(figures: Mapping[str, Any]) -> str:

@@ -141,7 +141,7 @@ def test_a_long_prompt_loses_its_oldest_titles_never_the_question(llama: str) ->
     assert many[-3:] == whole[-3:] == tail
     kept = prompts.prompt(TITLES[39:40])
     assert many[-20:-3][-6:] == kept[-9:-3]
-    with pytest.raises(ConfigError, match="denoise: max_tokens=30 leaves .* tokens for titles of up to"):
+    with pytest.raises(ConfigError, match=r"denoise: max_tokens=30 leaves .* tokens for titles of up to"):
         NoiseLlm(replace(config, max_tokens=30), TITLES, COUNTS)
 
 
@@ -174,5 +174,5 @@ def test_what_cannot_be_used_is_explained(llama: str) -> None:
         NoiseLlm(NoiseLlmConfig(source=llama, targets=("query",)), TITLES, COUNTS)
     with pytest.raises(DataError, match="denoise: no item has a text for a language model to read"):
         NoiseLlm(NoiseLlmConfig(source=llama), [""] * 61, COUNTS)
-    with pytest.raises(ConfigError, match="a hub model needs its revision .* set --llm-revision"):
+    with pytest.raises(ConfigError, match=r"a hub model needs its revision .* set --llm-revision"):
         _ = NoiseLlmConfig(source="some/model").identity

@@ -1,7 +1,6 @@
 """`recsys denoise`: views that any model trains on, and a dataset that stays as it is."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,11 @@ CRITIC = NoiseCriticConfig(num_items=NUM_ITEMS, max_len=9, embedding_dim=8, ffn_
 
 
 @pytest.fixture(autouse=True)
-def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stores of the test's own, and a short training."""
     monkeypatch.setenv("RECSYS_NOISE", str(tmp_path / "noise"))
     monkeypatch.setenv("RECSYS_TEXT_VECTORS", str(tmp_path / "vectors.sqlite"))
     monkeypatch.setattr(noise_detectors, "CRITIC_TRAINING", TrainingConfig(epochs=2, batch_size=32, device="cpu"))
-    yield
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Training windows, their order, the parts of a batch: nothing is lost and nothing is counted twice."""
 
-import dataclasses
 import math
 from collections import Counter
 from dataclasses import replace
@@ -183,7 +182,7 @@ def test_targets_stay_with_the_probability_that_is_their_weight() -> None:
 
 def test_thinning_takes_weights_along() -> None:
     windows = windows_of([[1, 2, 3, 4, 5, 6, 7], [8, 9, 10]])
-    weighed = dataclasses.replace(windows, weights=(windows.items / 10).astype(np.float32))
+    weighed = replace(windows, weights=(windows.items / 10).astype(np.float32))
     left = thinned(weighed, 0.5, np.random.default_rng(0))
     assert left.weights is not None
     np.testing.assert_allclose(left.weights, left.items / 10, rtol=1e-6)

@@ -66,5 +66,5 @@ def test_another_detector_or_block_is_asked_anew(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="file: cannot keep scores there .* set RECSYS_NOISE to another folder"):
+    with pytest.raises(ConfigError, match=r"file: cannot keep scores there .* set RECSYS_NOISE to another folder"):
         kept_naming("key", Counting(), judged_windows(3), tmp_path / "file", lambda _: None)
