@@ -83,9 +83,9 @@ class DenoiseConfig:
             raise ConfigError("denoise: --detector llm and --llm MODEL belong together; give both or neither.")
         if self.detector == "outlier" and self.doubtful is not None:
             raise ConfigError(f"denoise: doubtful={self.doubtful} has no meaning for the cheapest detector; drop it.")
-        if self.out.resolve() == self.dataset.resolve():
+        if self.dataset.resolve().is_relative_to(self.out.resolve()):
             raise ConfigError(
-                f"--out {self.out} is the dataset itself, which is never overwritten; choose another folder."
+                f"--out {self.out} is or holds the dataset, which is never overwritten; choose another folder."
             )
 
     @property

@@ -230,7 +230,8 @@ def test_the_command_says_what_it_did(tmp_path: Path, log: NoisyLog) -> None:
         ({"doubtful": 0.5}, r"denoise: doubtful=0\.5 has no meaning for the cheapest detector; drop it"),
         ({"precision": 0.0}, r"denoise: precision=0\.0 must lie in \(0, 1\]"),
         ({"noise_rate": 1.5}, r"denoise: noise_rate=1\.5 must lie in \(0, 1\]"),
-        ({"out": "dataset"}, "is the dataset itself, which is never overwritten"),
+        ({"out": "dataset"}, "is or holds the dataset, which is never overwritten"),
+        ({"out": "."}, "is or holds the dataset, which is never overwritten"),
     ],
 )
 def test_bad_settings_are_explained(tmp_path: Path, log: NoisyLog, settings: dict[str, Any], message: str) -> None:
