@@ -96,7 +96,7 @@ def main() -> None:
             for arm in ARMS:
                 figures = trained(arm, model, seed, arguments.work, reporter)
                 runs.setdefault(model, {}).setdefault(arm, {})[str(seed)] = figures
-    floors = {arm: floor_figures(arm, arguments.work) for arm in ("clean", "noisy")}
+    floors = {arm: floor_figures(arm, arguments.work) for arm in ("clean", "noisy", "replace", "drop")}
     found = detection(arguments.source, arguments.work, reporter)
     figures = {"detection": found, "views": views, "models": runs, "floors": floors, "precision": PRECISION}
     write_json(arguments.out, figures)

@@ -103,13 +103,16 @@ def training_table(model: str, arms: Mapping[str, Mapping[str, Mapping[str, floa
 
 
 def floor_table(floors: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """One row a floor."""
-    rows = [
-        [name, *(f"{floors[arm][name][kind]:.4f}" for arm in ("clean", "noisy") for kind in ("noisy", "clean"))]
-        for name in floors["clean"]
-    ]
-    head = ["floor", "clean log, noisy histories", "clean histories", "noisy log, noisy histories", "clean histories"]
-    return "### Floors\n\n" + table(head, rows)
+    """One row a floor, with noisy histories; counting has no seeds, and no weights."""
+    rows = []
+    for name in floors["clean"]:
+        values = {arm: one[name]["noisy"] for arm, one in floors.items()}
+        shares = {arm: f" ({share(value, values['noisy'], values['clean'])})" for arm, value in values.items()}
+        rows.append([
+            name,
+            *(f"{value:.4f}{'' if arm in {'clean', 'noisy'} else shares[arm]}" for arm, value in values.items()),
+        ])
+    return "### Models that count\n\n" + table(["model", *floors], rows)
 
 
 def share(own: float, noisy: float, clean: float) -> str:

@@ -179,7 +179,7 @@ def denoise(
     action: Annotated[
         Literal["replace", "drop", "weight"],
         typer.Option(help="Put in an item that fits, leave out, or let events count by the chance that they are none."),
-    ] = "replace",
+    ] = "drop",
     precision: Annotated[
         float, typer.Option(help="Share of noise that corrections must reach on injected noise.")
     ] = 0.7,

@@ -54,7 +54,7 @@ class DenoiseConfig:
     dataset: Path
     out: Path
     detector: DetectorName = "critic"
-    action: Action = "replace"
+    action: Action = "drop"
     doubtful: float | None = None
     precision: float = 0.7
     noise_rate: float = 0.1

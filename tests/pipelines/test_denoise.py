@@ -52,6 +52,7 @@ def view_of(folder: Path, log: NoisyLog, out: str = "view", **settings: Any) -> 
         write_log(dataset, log.seen)
     options: dict[str, Any] = {
         "detector": "outlier",
+        "action": "replace",
         "texts": False,
         "split": "last-item",
         "limits": LIMITS,
@@ -213,7 +214,7 @@ def test_the_command_says_what_it_did(tmp_path: Path, log: NoisyLog) -> None:
     code, output, _ = run_recsys("denoise", tmp_path / "dataset", "--out", tmp_path / "view", *arguments)
     manifest = json.loads(output)
     assert code == 0
-    assert manifest["counts"]["action"] == "replace"
+    assert manifest["counts"]["action"] == "drop"
     assert {"threshold", "precision", "recall", "false_corrections", "material"} <= manifest["counts"].keys()
     assert manifest["config"]["precision"] == 0.7
     assert manifest["inputs"][0]["path"] == str(tmp_path / "dataset")
