@@ -56,6 +56,8 @@ class BERT4RecConfig(ItemsConfig):
 class BERT4Rec(nn.Module):
     """A bidirectional transformer that fills in masked items; the next item is a mask at the end."""
 
+    weighs_events = True
+
     def __init__(self, config: BERT4RecConfig) -> None:
         super().__init__()
         self.config = config
@@ -138,13 +140,14 @@ class BERT4Rec(nn.Module):
     def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:
         """Chosen items become [mask] and are the targets."""
         masked = cloze_mask(windows.lengths.astype(np.int64), self.config.mask_share, self.config.last_item_share, rng)
-        return TrainBatch(
+        batch = TrainBatch(
             history=torch.from_numpy(np.where(masked, self.mask_row, windows.items)),
             timestamps=torch.from_numpy(windows.timestamps),
             target=torch.from_numpy(np.where(masked, windows.items, 0)),
             lengths=torch.from_numpy(windows.lengths),
             negatives=self.catalog_loss.negatives(windows.items, rng),
         )
+        return batch.weighed(windows.weights, rng)
 
     def loss(self, batch: TrainBatch) -> Float[Tensor, ""]:
         """The configured loss at masked positions; the head runs on those alone."""

@@ -116,6 +116,8 @@ class ReaRecConfig(SASRecConfig):
 class ReaRec(nn.Module):
     """A backbone that thinks K steps in latent space before it answers."""
 
+    weighs_events = True
+
     def __init__(self, config: ReaRecConfig) -> None:
         super().__init__()
         self.config = config

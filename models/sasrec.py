@@ -59,6 +59,8 @@ class SASRecConfig(ItemsConfig):
 class SASRec(nn.Module):
     """A causal transformer over item embeddings, tied with the output table."""
 
+    weighs_events = True
+
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
         self.config = config
@@ -153,7 +155,8 @@ class SASRec(nn.Module):
     def training_batch(self, windows: Windows, rng: np.random.Generator) -> TrainBatch:
         """Every event predicts the next."""
         negatives = self.catalog_loss.negatives(windows.items, rng)
-        return next_item_batch(windows, None if negatives is None else negatives.after_first())
+        batch = next_item_batch(windows, None if negatives is None else negatives.after_first())
+        return batch.weighed(None if windows.weights is None else windows.weights[:, 1:], rng)
 
     def loss(self, batch: TrainBatch) -> Float[Tensor, ""]:
         """The configured loss at every position; without likeness, which states would learn to contradict."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.options import Json, Overwrite, pairs
+from pipelines.options import Json, Overwrite, Seed, pairs
 from pipelines.printing import finish, print_figures
 from pipelines.reporter import Reporter
 
@@ -190,3 +190,96 @@ def embed(
     )
 
     print_figures(run(config, Reporter()), as_json)
+
+
+@app.command()
+def denoise(
+    dataset: Annotated[Path, typer.Argument(help="Output of `recsys ingest`; it stays as it is.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the denoised view, a dataset too.", show_default=False)],
+    detector: Annotated[
+        Literal["outlier", "critic", "llm"],
+        typer.Option(help="What judges: co-occurrence and text, a small trained network, or a language model."),
+    ] = "critic",
+    action: Annotated[
+        Literal["replace", "drop", "weight"],
+        typer.Option(help="Put in an item that fits, leave out, or let events count by the chance that they are none."),
+    ] = "drop",
+    precision: Annotated[
+        float, typer.Option(help="Share of noise that corrections must reach on injected noise.")
+    ] = 0.7,
+    noise_rate: Annotated[float, typer.Option(help="Share of noise that the log is assumed to hold.")] = 0.1,
+    doubtful: Annotated[
+        float | None,
+        typer.Option(help="Share of windows that reach the detector, by a cheaper one; llm: 0.2, critic: all."),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Events that are judged beside each other.")] = 11,
+    texts: Annotated[bool, typer.Option(help="Look at item texts.")] = True,
+    encoder: Annotated[str | None, typer.Option(help="Text encoder; the installed MiniLM by default.")] = None,
+    encoder_revision: Annotated[str | None, typer.Option(help="Commit of a hub encoder.")] = None,
+    llm: Annotated[
+        str | None, typer.Option(help="Causal Hugging Face model for --detector llm: folder or hub name.")
+    ] = None,
+    llm_revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
+    llm_targets: Annotated[str, typer.Option(help="Modules that get LoRA adapters.")] = "q_proj,v_proj",
+    llm_windows: Annotated[int, typer.Option(help="Windows of an epoch of fine-tuning.")] = 5000,
+    llm_epochs: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning.")] = 10,
+    max_corrections: Annotated[int, typer.Option(help="Most corrections of a user.")] = 3,
+    max_share: Annotated[float, typer.Option(help="Largest share of a user's events that is corrected.")] = 0.2,
+    protect_last: Annotated[int, typer.Option(help="Newest training events of a user that stay.")] = 1,
+    protect_rare: Annotated[int, typer.Option(help="Items with fewer training events stay.")] = 0,
+    split: Annotated[
+        Literal["time", "last-item"], typer.Option(help="As for `recsys prepare`: only training events are changed.")
+    ] = "time",
+    validation_share: Annotated[float, typer.Option(help="Share of the events in validation (split by time).")] = 0.1,
+    test_share: Annotated[float, typer.Option(help="Share of the events in test (split by time).")] = 0.1,
+    validation_from: Annotated[str | None, typer.Option(help="ISO instant, UTC; in place of shares.")] = None,
+    test_from: Annotated[str | None, typer.Option(help="ISO instant, UTC; in place of shares.")] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make a view of a dataset in which the training events that are most likely noise are corrected.
+
+    Examples: `recsys denoise data/shop --out data/shop-clean`,
+    `recsys denoise data/shop --action weight --out data/shop-weighed`
+    """
+    from models.noise_llm import NoiseLlmConfig
+    from pipelines.denoise import DenoiseConfig
+    from pipelines.denoise import denoise as run
+    from recsys.corrections import Limits
+
+    model = None
+    if llm is not None:
+        model = NoiseLlmConfig(
+            source=llm,
+            revision=llm_revision,
+            length=window,
+            targets=tuple(name.strip() for name in llm_targets.split(",")),
+            windows=llm_windows,
+            epochs=llm_epochs,
+        )
+    config = DenoiseConfig(
+        dataset=dataset,
+        out=out,
+        detector=detector,
+        action=action,
+        doubtful=doubtful,
+        precision=precision,
+        noise_rate=noise_rate,
+        window=window,
+        texts=texts,
+        text_encoder=encoder,
+        text_revision=encoder_revision,
+        limits=Limits(
+            max_corrections=max_corrections, max_share=max_share, protect_last=protect_last, protect_rare=protect_rare
+        ),
+        llm=model,
+        split=split,
+        validation_share=validation_share,
+        test_share=test_share,
+        validation_from=validation_from,
+        test_from=test_from,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    finish(out, run(config, Reporter()).manifest, as_json)

@@ -117,6 +117,12 @@ def make_plan(config: TrainConfig) -> Plan:
             f"train {config.model}: model.time_buckets needs times, and {prepared.folder} only knows the order of "
             "events; set model.time_buckets=0 or ingest a log with timestamps."
         )
+    if prepared.store.weight is not None and not getattr(model.model_class, "weighs_events", False):
+        raise DataError(
+            f"train {config.model}: the events of {prepared.folder} have weights (recsys denoise --action weight), and "
+            "this model would count them alike; train sasrec, bert4rec, rearec or hierarchical, or let "
+            "`recsys denoise` replace or drop events."
+        )
     training = build_config(TrainingConfig, sections.get("training", {}), f"training of {config.model}")
     if training.event_dropout:
         check_event_dropout(model)

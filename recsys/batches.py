@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recsys.catalog import PADDING
@@ -90,6 +90,12 @@ class TrainBatch:
             negatives=None if self.negatives is None else self.negatives.rows(chosen),
         )
 
+    def weighed(self, weights: Float[np.ndarray, "B L"] | None, rng: np.random.Generator) -> "TrainBatch":
+        """With each target kept with the probability that is its event's weight: in the mean a loss weighted by it."""
+        if weights is None:
+            return self
+        return replace(self, target=self.target * torch.from_numpy(rng.random(weights.shape) < weights))
+
     def share(self, part: int, parts: int) -> "TrainBatch":
         """Every `parts`-th row from `part`; a part without rows gets one that predicts nothing."""
         rows = torch.arange(len(self.lengths))[part::parts]
@@ -115,6 +121,7 @@ def thinned(windows: Windows, share: float, rng: np.random.Generator) -> Windows
         items=np.where(inside, np.take_along_axis(windows.items, order, axis=1), PADDING),
         timestamps=np.where(inside, np.take_along_axis(windows.timestamps, order, axis=1), 0),
         lengths=lengths,
+        weights=None if windows.weights is None else np.take_along_axis(windows.weights, order, axis=1) * inside,
     )
 
 

@@ -3,6 +3,7 @@
     offsets    i64[U + 1]   0   3       8   9
     item_idx   i32[E]       4 7 2 | 1 1 9 3 5 | 2
     timestamp  i64[E]       (same slices)
+    weight     f32[E]       where events do not count alike (`recsys denoise --action weight`)
 
 12 bytes an event on disk, memory-mapped. Neither prefixes nor padded windows are stored: a window is cut when
 a batch is made.
@@ -22,11 +23,15 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Windows:
-    """Right-padded slices of histories: `items` [B, L] (0 is padding), `timestamps` [B, L], `lengths` [B]."""
+    """Right-padded slices of histories: `items` [B, L] (0 is padding), `timestamps` [B, L], `lengths` [B].
+
+    `weights` [B, L]: how much each event counts as something to learn; None where all count alike.
+    """
 
     items: IntArray
     timestamps: IntArray
     lengths: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class SequenceStore:
     item_idx: npt.NDArray[np.int32]
     timestamp: IntArray
     user_ids: pl.Series
+    weight: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def from_events(cls, events: pl.DataFrame, catalog: Catalog) -> "SequenceStore":
@@ -48,6 +54,7 @@ class SequenceStore:
             item_idx=catalog.item_idx(events["item_id"]),
             timestamp=events["timestamp"].to_numpy().astype(np.int64),
             user_ids=lengths["user_id"],
+            weight=events["weight"].fill_null(1).to_numpy().astype(np.float32) if "weight" in events.columns else None,
         )
 
     @property
@@ -87,6 +94,7 @@ class SequenceStore:
             items=np.where(valid, self.item_idx[places], PADDING).astype(np.int64),
             timestamps=np.where(valid, self.timestamp[places], 0),
             lengths=lengths.astype(np.int32),
+            weights=None if self.weight is None else np.where(valid, self.weight[places], 0).astype(np.float32),
         )
 
     def save(self, folder: Path) -> None:
@@ -95,14 +103,18 @@ class SequenceStore:
         np.save(folder / "offsets.npy", self.offsets)
         np.save(folder / "item_idx.npy", self.item_idx)
         np.save(folder / "timestamp.npy", self.timestamp)
+        if self.weight is not None:
+            np.save(folder / "weight.npy", self.weight)
         self.user_ids.to_frame("user_id").write_parquet(folder / "users.parquet")
 
     @classmethod
     def load(cls, folder: Path) -> "SequenceStore":
         """Memory-maps what `save` wrote."""
+        weight = folder / "weight.npy"
         return cls(
             offsets=np.load(folder / "offsets.npy"),
             item_idx=np.load(folder / "item_idx.npy", mmap_mode="r"),
             timestamp=np.load(folder / "timestamp.npy", mmap_mode="r"),
             user_ids=pl.read_parquet(folder / "users.parquet")["user_id"],
+            weight=np.load(weight, mmap_mode="r") if weight.exists() else None,
         )

@@ -151,6 +151,10 @@ class TrainingEvents:
         drawn = np.random.default_rng(0).random(len(self.stops)) < share
         return self if share == 1 else replace(self, stops=np.where(drawn, self.stops, 0))
 
+    def without(self, users: npt.NDArray[np.bool_]) -> "TrainingEvents":
+        """Those of all users but the ones that are True, [U]."""
+        return replace(self, stops=np.where(users, 0, self.stops))
+
     def item_counts(self) -> IntArray:
         """Events of each item row, [V]."""
         return np.bincount(self.items, minlength=self.num_rows).astype(np.int64)

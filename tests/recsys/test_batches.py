@@ -167,6 +167,27 @@ def numbered_batch(rows: int, negatives: Negatives | None = None) -> TrainBatch:
     )
 
 
+def test_targets_stay_with_the_probability_that_is_their_weight() -> None:
+    """The mean over draws is a loss weighted by them; without weights nothing is drawn."""
+    batch, weights = numbered_batch(2), np.array([[0.0, 0.25, 1.0], [0.5, 1.0, 0.0]])
+    rng = np.random.default_rng(0)
+    kept = np.mean([(batch.weighed(weights, rng).target != 0).numpy() for _ in range(4000)], axis=0)
+    assert np.abs(kept - weights).max() < 0.03
+    assert (kept[weights == 0] == 0).all()
+    assert (kept[weights == 1] == 1).all()
+    state = rng.bit_generator.state
+    assert batch.weighed(None, rng) is batch
+    assert rng.bit_generator.state == state
+
+
+def test_thinning_takes_weights_along() -> None:
+    windows = windows_of([[1, 2, 3, 4, 5, 6, 7], [8, 9, 10]])
+    weighed = replace(windows, weights=(windows.items / 10).astype(np.float32))
+    left = thinned(weighed, 0.5, np.random.default_rng(0))
+    assert left.weights is not None
+    np.testing.assert_allclose(left.weights, left.items / 10, rtol=1e-6)
+
+
 @given(st.integers(1, 9), st.integers(1, 12))
 def test_the_parts_of_a_batch_are_the_batch(rows: int, parts: int) -> None:
     batch = numbered_batch(rows)

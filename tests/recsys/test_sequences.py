@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from builders import HISTORIES, events_of, store_of
 from hypothesis import given
@@ -98,3 +99,19 @@ def test_saved_equals_loaded_and_events_stay_on_disk(tmp_path: Path) -> None:
     windows = loaded.windows(array([2, 0]), array([3, 1]), 2)
     assert windows.items.tolist() == [[1, 7], [3, 0]]
     assert windows.items.flags.writeable
+
+
+def test_weights_go_where_their_events_go(tmp_path: Path) -> None:
+    events = events_of([("a", "x", 1), ("a", "y", 2), ("a", "x", 3), ("b", "y", 1)])
+    weighed = events.with_columns(weight=pl.Series([0.25, None, 0.5, 1.0], dtype=pl.Float32))
+    store = SequenceStore.from_events(weighed, Catalog.from_ids(["x", "y"]))
+    assert store.weight is not None
+    assert store.weight.tolist() == [0.25, 1.0, 0.5, 1.0]
+    store.save(tmp_path / "sequences")
+    windows = SequenceStore.load(tmp_path / "sequences").windows(np.array([0, 1]), np.array([3, 1]), 2)
+    assert windows.weights is not None
+    assert windows.weights.tolist() == [[1.0, 0.5], [1.0, 0.0]]
+    plain = SequenceStore.from_events(events, Catalog.from_ids(["x", "y"]))
+    plain.save(tmp_path / "plain")
+    assert not (tmp_path / "plain" / "weight.npy").exists()
+    assert SequenceStore.load(tmp_path / "plain").windows(np.array([0]), np.array([3]), 2).weights is None
