@@ -20,7 +20,7 @@ def address(sasrec, tmp_path_factory) -> Iterator[str]:
     """A service of the SASRec bundle on a free port."""
     state = tmp_path_factory.mktemp("client") / "state.sqlite"
     with bound_socket("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(create_app(sasrec.folder, Settings(state=state)), log_level="error")
+        config = uvicorn.Config(create_app(sasrec.folder, Settings(state=state)), log_config=None)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
