@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.registry import COUNTED
+from models.registry import COUNTED, is_student
 from pipelines.pipeline_config import setting_texts
 from recsys.errors import ConfigError, DataError
 from recsys.registry import Holder, alias_holders
@@ -44,6 +44,11 @@ def find_champion(name: str, alias: str) -> Champion | None:
     if "ranker" in holders[0].manifest["config"]:
         raise ConfigError(f"run: {what} has two stages, and candidates of one stage stand here; use another alias.")
     run = described_run(exported(holders[0]), f"{what} was exported from")
+    if is_student(run.model):
+        raise ConfigError(
+            f"run: {what} is a {run.model!r} run, which needs its teacher on new data; use another alias, or a model "
+            "that is trained alone."
+        )
     return Champion(version=holders[0].version, bundle=holders[0].bundle, run=run)
 
 

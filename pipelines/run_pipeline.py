@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.champion import Champion, find_champion
 from pipelines.cycle import RECORD, Cycle, Stage
 from pipelines.cycle_steps import decision_of, lineage, stages_to_decision, stages_to_registry
+from pipelines.explained import explained
 from pipelines.notify import notify
 from pipelines.pipeline_config import PipelineConfig
 from pipelines.reporter import Reporter
@@ -90,7 +91,7 @@ def run_pipeline(config: PipelineConfig, reporter: Reporter) -> Outcome:
                 return Outcome(record=record, nothing_new=True)
             return Outcome(record=run_cycle(cycle, reporter), nothing_new=False)
         except Exception as error:
-            message = {"pipeline": config.name, "action": "failed", "sentence": f"{type(error).__name__}: {error}"}
+            message = {"pipeline": config.name, "action": "failed", "sentence": explained(error)}
             notify(config.notify, message, reporter)
             raise
 
@@ -122,7 +123,8 @@ def run_cycle(cycle: Cycle, reporter: Reporter) -> dict[str, Any]:
     tidy(cycle.folder)
     if gone := sweep(config.work, cycle.folder, config.keep, config.register.name, config.register.alias):
         reporter.say(f"no longer kept: {', '.join(gone)}")
-    record["notification"] = notify(config.notify, record, reporter)
+    message = {key: value for key, value in record.items() if key != "lineage"}
+    record["notification"] = notify(config.notify, message, reporter)
     record["finished"] = datetime.now(UTC).isoformat(timespec="microseconds")
     write_json(cycle.folder / RECORD, record)
     return record
