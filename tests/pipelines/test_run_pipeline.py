@@ -23,7 +23,7 @@ from tiny import START_OF_TIME, cyclic_histories
 
 from pipelines import cycle_steps, retention, run_pipeline
 from pipelines import train as train_module
-from pipelines.champion import find_champion
+from pipelines.champion import Champion, find_champion
 from pipelines.cycle import Cycle, Stage
 from pipelines.notify import notify
 from pipelines.pipeline_config import NotifySection, load_pipeline
@@ -152,6 +152,16 @@ def test_a_better_candidate_takes_the_place_of_the_champion(second: run_pipeline
     assert new.config["init"] == str(old.folder.parent / "selected"), "a refit has seen the validation events"
     kept = open_run(folder / "runs" / "champion")
     assert sha256(kept.folder / WEIGHTS) == sha256(old.folder / WEIGHTS)
+
+
+def test_a_champion_that_has_learned_from_the_cases_is_told(first: Path, second: run_pipeline.Outcome) -> None:
+    assert second.record["warnings"] == []
+    changes = {"train": train_section(**WEAK), "refit": True, "compare": {"draws": 200, "report": True}}
+    earlier = Cycle.of(load_pipeline(write_pipeline(first, sources=["logs/night-0.csv"], **changes)))
+    later = open_run(Path(second.record["folder"]) / "runs" / "candidate")
+    [warning] = run_pipeline.overlaps(earlier, Champion(version="2", bundle="", run=later))
+    until = later.prepared().manifest["counts"]["validation_from"]
+    assert f"the champion has learned from events up to {until}, and the test part begins 2023-11-" in warning
 
 
 def test_a_version_leads_back_to_its_logs(first: Path, second: run_pipeline.Outcome) -> None:
