@@ -120,10 +120,11 @@ def main(kills_wanted: int) -> None:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
         (folder / "logs").mkdir()
         write_log(folder / "logs" / "night-0.csv", range(12))
-        undisturbed(pipeline(folder, "work", epochs=10, warm=False))
+        undisturbed(pipeline(folder, "work", epochs=6, warm=False))
         write_log(folder / "logs" / "night-1.csv", range(12, 16))
         seconds = undisturbed(pipeline(folder, "work-0", epochs=20, warm=True))
         expected, cycles, kills, differing = state(folder / "work-0"), 0, 0, 0
+        print(expected["sentence"], file=sys.stderr)
         while kills < kills_wanted:
             roll_back("shop", "champion")
             cycles += 1

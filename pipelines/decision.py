@@ -72,7 +72,7 @@ def decide(
                 draws=section.draws,
                 seed=section.seed,
                 margin=section.margin,
-                guardrails=section.guardrails,
+                guardrails=() if champion is None else section.guardrails,  # floors list few or many by their nature
             )
         )
         if section.report:
