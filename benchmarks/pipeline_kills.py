@@ -81,12 +81,13 @@ def undisturbed(path: Path) -> float:
 
 
 def disturbed(path: Path, longest: float, rng: np.random.Generator) -> int:
-    """How often the cycle was killed before a call of it ended by itself."""
+    """How often the cycle was killed before a call of it ended by itself; each call is given more time than the last,
+    so that a machine with other work to do gets there too."""
     kills = 0
     while True:
         process = start(path)
         try:
-            _, error = process.communicate(timeout=rng.uniform(0, longest))
+            _, error = process.communicate(timeout=rng.uniform(0, longest * 1.1**kills))
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
