@@ -10,7 +10,7 @@ from pipelines.options import Json, Overwrite, Seed
 from pipelines.printing import finish, print_json, result_console
 from pipelines.reporter import Reporter
 from recsys import __version__
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, GateError
 
 app = typer.Typer()
 
@@ -102,6 +102,32 @@ def serve(
     from serving.run import serve as run
 
     run(fetch_bundle(bundle) if bundle.startswith(URI_PREFIX) else Path(bundle), host=host, port=port, state=state)
+
+
+@app.command()
+def run(
+    pipeline: Annotated[Path, typer.Argument(help="PIPELINE.yaml; see docs/pipeline.md.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The nightly job: logs to a candidate, judged beside the champion on the same cases; a better one takes its place.
+
+    Killed at any instant it goes on where it was; with the same logs it does nothing; it exits with 3 where the
+    candidate is refused.
+
+    Examples: `recsys run pipeline.yaml --dry-run`, `recsys run pipeline.yaml`
+    """
+    from pipelines.pipeline_config import load_pipeline
+    from pipelines.run_pipeline import Outcome, forecast, run_pipeline
+
+    config = load_pipeline(pipeline)
+    result = forecast(config) if dry_run else run_pipeline(config, Reporter())
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        typer.echo("\n".join(result.sentences()))
+    if isinstance(result, Outcome) and result.refused:
+        raise GateError(f"run: the candidate of cycle {result.record['cycle']} was refused; the champion stays.")
 
 
 @app.command()

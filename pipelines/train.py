@@ -63,9 +63,7 @@ def train(config: TrainConfig, reporter: Reporter) -> Run | None:
 
 def begin_or_continue(folder: Path, plan: Plan, *, restart: bool) -> None:
     """Leaves `folder` holding this plan's config: fresh, or of an interrupted run with the same one."""
-    config = yaml.safe_dump(plan.as_dict(), sort_keys=False)
-    path = folder / CONFIG
-    if path.exists() and (restart or path.read_text(encoding="utf-8") != config):
+    if (folder / CONFIG).exists() and (restart or is_another(folder, plan)):
         if not restart:
             raise DataError(
                 f"train: {folder} holds an interrupted run with other settings or data; pass --restart to discard it, "
@@ -73,7 +71,18 @@ def begin_or_continue(folder: Path, plan: Plan, *, restart: bool) -> None:
             )
         shutil.rmtree(folder)
         folder.mkdir()
-    path.write_text(config, encoding="utf-8")
+    (folder / CONFIG).write_text(as_yaml(plan), encoding="utf-8")
+
+
+def is_another(folder: Path, plan: Plan) -> bool:
+    """Whether `folder` is an interrupted run with other settings or data."""
+    path = folder / CONFIG
+    return path.exists() and path.read_text(encoding="utf-8") != as_yaml(plan)
+
+
+def as_yaml(plan: Plan) -> str:
+    """What a run's `config.yaml` holds."""
+    return yaml.safe_dump(plan.as_dict(), sort_keys=False)
 
 
 def train_by_counting(step: Step, plan: Plan) -> None:

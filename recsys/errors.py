@@ -29,6 +29,10 @@ class RegistryError(RecsysError):
     """The model registry does not hold what was asked for."""
 
 
+class LimitError(RecsysError):
+    """A step took longer than it may."""
+
+
 class GateError(RecsysError):
     """A quality gate said no: the step ran, and its result must not be used."""
 

@@ -1,12 +1,15 @@
 """The model registry in MLflow: versions of bundles under aliases, with the way back kept."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recsys.bundle import Bundle
 from recsys.errors import RegistryError
-from recsys.tracking import experiment_id, mlflow_client
+from recsys.steps import MANIFEST
+from recsys.tracking import experiment_id, mlflow_client, store_exists
 
 BUNDLE_ARTIFACT = "bundle"
 URI_PREFIX = "models:/"
@@ -24,23 +27,68 @@ class Registered:
     previous: str | None
 
 
-def register_bundle(bundle: Bundle, name: str, alias: str) -> Registered:
-    """Stores a copy of the bundle as a new version of `name` and points `alias` at it."""
+@dataclass(frozen=True)
+class Holder:
+    """A version that an alias points at or did: its number, and the manifest of the bundle it holds."""
+
+    version: str
+    bundle: str
+    manifest: dict[str, Any]
+
+
+def register_bundle(bundle: Bundle, name: str, alias: str, tags: Mapping[str, str] | None = None) -> Registered:
+    """Stores a copy of the bundle as a version of `name`, once, and points `alias` at it; `tags` tell its origin."""
     client = mlflow_client()
+    _ensure_model(client, name)
+    version = _stored_version(client, name, bundle) or _store(client, name, bundle, tags or {})
+    return _point(client, name, alias, version)
+
+
+def alias_holders(name: str, alias: str) -> list[Holder]:
+    """What the alias points at, and then what `roll_back` would point it at; empty where it points at nothing.
+
+    Looks only: a store that is not there yet is not made.
+    """
+    if not store_exists():
+        return []
+    client = mlflow_client()
+    if not client.search_registered_models(f"name = '{name}'"):
+        return []
+    trail, current = _trail(client, name, alias), _current(client, name, alias)
+    if current is None:
+        return []
+    return [_holder(client, name, version) for version in (current, *_earlier(trail, current)[-1:])]
+
+
+def _holder(client: Any, name: str, version: str) -> Holder:
+    from mlflow.artifacts import download_artifacts
+
+    stored = client.get_model_version(name, version)
+    manifest = Path(download_artifacts(artifact_uri=f"{stored.source}/{MANIFEST}"))
+    return Holder(version, stored.tags["bundle"], json.loads(manifest.read_text(encoding="utf-8")))
+
+
+def _stored_version(client: Any, name: str, bundle: Bundle) -> str | None:
+    """The version that holds this very bundle: of an earlier registration, perhaps one that was killed."""
+    found = client.search_model_versions(f"name = '{name}' and tags.bundle = '{bundle.version}'")
+    return str(found[0].version) if found else None
+
+
+def _store(client: Any, name: str, bundle: Bundle, tags: Mapping[str, str]) -> str:
+    """A new version with a copy of the bundle."""
     run_id = _training_run(client, bundle) or _holder_run(client, bundle)
     artifact = f"{BUNDLE_ARTIFACT}-{bundle.version}"
     client.log_artifacts(run_id, str(bundle.folder), artifact)
-    _ensure_model(client, name)
     source = f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
-    version = client.create_model_version(name, source, run_id, tags={"bundle": bundle.version})
-    return _point(client, name, alias, str(version.version))
+    version = client.create_model_version(name, source, run_id, tags={**tags, "bundle": bundle.version})
+    return str(version.version)
 
 
 def roll_back(name: str, alias: str) -> Registered:
     """Points `alias` at the version it had before, and forgets the present one."""
     client = mlflow_client()
     trail, current = _trail(client, name, alias), _current(client, name, alias)
-    earlier = trail[: trail.index(current)] if current in trail else trail
+    earlier = _earlier(trail, current)
     if current is None or not earlier:
         raise RegistryError(f"{name}@{alias}: has no earlier version to go back to.")
     client.set_registered_model_alias(name, alias, earlier[-1])
@@ -89,7 +137,10 @@ def _training_run(client: Any, bundle: Bundle) -> str | None:
 
 def _holder_run(client: Any, bundle: Bundle) -> str:
     """A run to hang the artifacts on, for bundles that were trained without tracking or under another store."""
-    run = client.create_run(experiment_id(client), run_name=f"bundle-{bundle.version}")
+    experiment, run_name = experiment_id(client), f"bundle-{bundle.version}"
+    if found := client.search_runs([experiment], f"attributes.run_name = '{run_name}'", max_results=1):
+        return str(found[0].info.run_id)
+    run = client.create_run(experiment, run_name=run_name)
     client.set_terminated(run.info.run_id, "FINISHED")
     return str(run.info.run_id)
 
@@ -97,7 +148,9 @@ def _holder_run(client: Any, bundle: Bundle) -> str:
 def _point(client: Any, name: str, alias: str, version: str) -> Registered:
     """The trail is written first: it may then name a version the alias never reached, but never lack one."""
     current = _current(client, name, alias)
-    trail = [entry for entry in _trail(client, name, alias) if entry != current]
+    if current == version:
+        return Registered(name, alias, version, next(reversed(_earlier(_trail(client, name, alias), version)), None))
+    trail = [entry for entry in _trail(client, name, alias) if entry not in {current, version}]
     trail += [current, version] if current is not None else [version]
     client.set_registered_model_tag(name, _trail_tag(alias), ",".join(trail[-STEPS_BACK:]))
     client.set_registered_model_alias(name, alias, version)
@@ -113,6 +166,11 @@ def _trail(client: Any, name: str, alias: str) -> list[str]:
     except MlflowException:
         raise RegistryError(f"{name}: no such model in the registry; register a bundle first.") from None
     return [version for version in tag.split(",") if version]
+
+
+def _earlier(trail: list[str], current: str | None) -> list[str]:
+    """The part of the trail before the present version."""
+    return trail[: trail.index(current)] if current in trail else trail
 
 
 def _current(client: Any, name: str, alias: str) -> str | None:

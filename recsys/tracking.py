@@ -127,3 +127,9 @@ def experiment_id(client: Any) -> str:
 def tracking_uri() -> str:
     """Where MLflow keeps its records."""
     return os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
+
+
+def store_exists() -> bool:
+    """False where the SQLite file that a client would make is not there yet."""
+    uri = tracking_uri()
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()

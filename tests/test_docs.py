@@ -4,14 +4,17 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from models.registry import MODELS
 from pipelines.cli import app
+from pipelines.pipeline_config import PipelineConfig, load_pipeline
 from recsys.training import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +48,29 @@ def test_every_setting_of_a_model_is_explained(name: str) -> None:
 def test_every_setting_of_training_is_explained() -> None:
     text = (ROOT / "docs" / "models.md").read_text()
     assert not [field.name for field in fields(TrainingConfig) if f"`{field.name}`" not in text]
+
+
+def test_every_key_of_a_pipeline_is_explained(tmp_path: Path) -> None:
+    text = re.search(r"```yaml\n(name: shop.*?)```", (ROOT / "docs" / "pipeline.md").read_text(), flags=re.DOTALL)
+    assert text is not None
+    (tmp_path / "pipeline.yaml").write_text(text[1])
+    load_pipeline(tmp_path / "pipeline.yaml")
+    assert keys_of(yaml.safe_load(text[1])) == {
+        *(entry.name for entry in fields(PipelineConfig)),
+        *(f"{section.name}.{entry.name}" for section in fields(PipelineConfig) for entry in keys_within(section.type)),
+    }
+
+
+def keys_of(content: dict[str, Any]) -> set[str]:
+    """Keys of a pipeline and of its sections; a mapping of the user's own keys is one."""
+    sections = {entry.name for entry in fields(PipelineConfig) if keys_within(entry.type)}
+    within = {f"{name}.{key}" for name in sections for key in content[name]}
+    return {*content, *within}
+
+
+def keys_within(section: Any) -> tuple[Field[Any], ...]:
+    """Fields of a section, none of what is no section."""
+    return fields(section) if is_dataclass(section) else ()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -9,7 +9,7 @@ from builders import write_bundle
 
 from recsys.bundle import Bundle, open_bundle
 from recsys.errors import ConfigError, RegistryError
-from recsys.registry import Registered, fetch_bundle, register_bundle, roll_back
+from recsys.registry import Registered, alias_holders, fetch_bundle, register_bundle, roll_back
 from recsys.tracking import experiment_id, mlflow_client
 
 
@@ -104,3 +104,42 @@ def test_a_bundle_trained_under_another_store_is_registered_all_the_same(tmp_pat
     bundle = open_bundle(write_bundle(tmp_path / "bundle", mlflow_run_id="0" * 32))
     register_bundle(bundle, "elsewhere", "champion")
     assert version_at("elsewhere") == bundle.version
+
+
+def test_a_bundle_is_stored_once_and_the_way_back_stays(bundles: list[Bundle]) -> None:
+    register_bundle(bundles[0], "again", "champion")
+    register_bundle(bundles[1], "again", "champion", {"cycle": "abc"})
+    assert register_bundle(bundles[1], "again", "champion") == Registered("again", "champion", "2", "1")
+    assert len(mlflow_client().search_model_versions("name = 'again'")) == 2
+    assert mlflow_client().get_model_version("again", "2").tags["cycle"] == "abc"
+    assert roll_back("again", "champion").version == "1"
+
+
+def test_a_registration_killed_before_the_alias_moved_is_ended_by_the_next(
+    bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_bundle(bundles[0], "killed", "champion")
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.MlflowClient.set_registered_model_alias", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            register_bundle(bundles[1], "killed", "champion")
+    assert register_bundle(bundles[1], "killed", "champion") == Registered("killed", "champion", "2", "1")
+    assert len(mlflow_client().search_model_versions("name = 'killed'")) == 2
+    assert roll_back("killed", "champion").version == "1"
+
+
+def test_the_holder_and_who_comes_back_are_known(bundles: list[Bundle]) -> None:
+    assert alias_holders("held", "champion") == []
+    for bundle in bundles[:2]:
+        register_bundle(bundle, "held", "champion")
+    now, before = alias_holders("held", "champion")
+    assert (now.version, now.bundle, now.manifest) == ("2", bundles[1].version, bundles[1].manifest)
+    assert (before.version, before.bundle) == ("1", bundles[0].version)
+    roll_back("held", "champion")
+    assert [holder.version for holder in alias_holders("held", "champion")] == ["1"]
+
+
+def test_looking_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'none.db'}")
+    assert alias_holders("held", "champion") == []
+    assert not list(tmp_path.iterdir())
