@@ -164,7 +164,8 @@ def page(arguments: argparse.Namespace, figures: pl.DataFrame) -> str:
         rows = figures.filter(pl.col("name") == name)
         cells = [spread(rows[column]) for column in ("new", "others", "all")]
         lines.append(
-            f"| {name} | {' | '.join(cells)} | {np.mean(rows['epochs']):.0f} | {np.mean(rows['seconds']):.0f} |"
+            f"| {name} | {' | '.join(cells)} | {rows['epochs'].to_numpy().mean():.0f} | "
+            f"{rows['seconds'].to_numpy().mean():.0f} |"
         )
     seeds, day = ", ".join(map(str, arguments.seeds)), datetime.now(UTC).date().isoformat()
     cases = int(figures["new_cases"].to_numpy().max())
@@ -183,11 +184,12 @@ def page(arguments: argparse.Namespace, figures: pl.DataFrame) -> str:
     ])
 
 
-def spread(values: pl.Series) -> str:
+def spread(column: pl.Series) -> str:
     """Mean and standard deviation; a dash where there is none."""
-    if values.is_nan().any():
+    values = column.to_numpy()
+    if np.isnan(values).any():
         return "-"
-    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}"
+    return f"{values.mean():.4f}" + (f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
