@@ -61,6 +61,9 @@ class TestSASRecWithLikeness(LearningContract, CausalRetrieverContract):
     def make(self, **settings: Any) -> SASRec:
         return with_texts(SASRec, GATED | {"likeness": 2.0} | settings)
 
+    def answers(self, model: SASRec, states: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        return model.answers(states, last)
+
 
 class TestSASRecOfInitialisedTable(CausalRetrieverContract):
     """Rows that start from texts."""

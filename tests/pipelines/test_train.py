@@ -70,6 +70,7 @@ def test_a_run_says_what_it_is(prepared: Prepared, tmp_path: Path) -> None:
         "id_dropout": 0.1,
         "half_trusted": 10.0,
         "cosine": False,
+        "likeness": 0.0,
         "loss": {
             "kind": "softmax",
             "negatives": 512,

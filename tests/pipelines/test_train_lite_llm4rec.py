@@ -116,4 +116,9 @@ def test_items_without_any_text_are_refused(tmp_path: Path) -> None:
 
 def test_a_model_behind_an_address_is_not_trained(prepared: Prepared, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"item_llm=lora trains the item LLM, and 'endpoint:e5' is read over HTTP"):
-        trained(prepared, tmp_path / "run", "model.text_encoder=endpoint:e5", "model.item_llm=lora", model=MODEL)
+        trained(
+            prepared,
+            tmp_path / "run",
+            *("model.text_encoder=endpoint:e5", "model.item_llm=lora", "training.averaging=0"),
+            model=MODEL,
+        )
