@@ -157,6 +157,12 @@ def described_file(path: Path) -> dict[str, Any]:
     return describe_input(path)
 
 
+def pipeline_of(folder: Path) -> str | None:
+    """Whose cycle it is; None for one that was killed before it said so."""
+    path = folder / START
+    return json.loads(path.read_text(encoding="utf-8"))["pipeline"] if path.exists() else None
+
+
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The last word of a finished cycle, None for others."""
     path = folder / RECORD

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.champion import exported
-from pipelines.cycle import NAME_LENGTH, read_record
+from pipelines.cycle import NAME_LENGTH, pipeline_of, read_record
 from pipelines.train import SCRATCH
 from recsys.registry import alias_holders
 
@@ -20,10 +20,12 @@ def sweep(work: Path, current: Path, keep: int, name: str, alias: str) -> list[s
     of the version that a rollback would bring back; returns what is gone, below `work`.
 
     A cycle that was never finished and is not the current one never will be, since its logs have changed: it goes.
+    Cycles of other pipelines are theirs to free.
     """
+    own = pipeline_of(current)
     finished, given_up = list[tuple[str, Path]](), list[Path]()
     for folder in work.glob("[0-9a-f]" * NAME_LENGTH):
-        if folder != current:
+        if folder != current and pipeline_of(folder) in {own, None}:
             record = read_record(folder)
             if record is None:
                 given_up.append(folder)

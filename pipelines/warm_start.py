@@ -81,13 +81,18 @@ def add_rows(
     run: Run,
     prepared: Prepared,
 ) -> NewRows:
-    """Makes the stored weights of items as long as the catalogue; items without a training event there are new."""
+    """Makes the stored weights of items as long as the catalogue; items without a training event there are new.
+
+    But for those of a run that began with another itself: it had them learned, or guessed them as is done here.
+    """
     before = run.prepared()
     old, rows = before.catalog.num_rows, prepared.catalog.num_rows
     trained = torch.zeros(rows, dtype=torch.bool)
     trained[:old] = torch.from_numpy(before.training_events(run.fit_on).item_counts() > 0)
     new = ~trained
     new[0] = False
+    if "init" in run.config:
+        new[:old] = False
     if not new.any():
         return NewRows()
     texts = described(model, prepared)

@@ -1,6 +1,7 @@
 """Items that came after the bundle was made: kept in SQLite, and searched beside the bundle's index."""
 
 import json
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from threading import Lock
 import numpy as np
 
 from recsys.allowed import Mask
+from recsys.errors import ConfigError
 from recsys.index import FloatArray, RowArray
 from serving.state import answering, connect
 
@@ -41,10 +43,13 @@ class ItemStore:
     """One SQLite file; an answered `put` survives the death of the process; other processes see it when they start."""
 
     def __init__(self, path: Path) -> None:
-        self._connection = connect(path)
         self._lock = Lock()
-        with self._connection:
-            self._connection.executescript(SCHEMA)
+        try:
+            self._connection = connect(path)
+            with self._connection:
+                self._connection.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise ConfigError(f"{path}: cannot keep new items there ({error}); set RECSYS_NEW_ITEMS.") from None
 
     def put(self, items: Sequence[NewItem], restored: Sequence[str] = ()) -> None:
         """Stores all or none, one that is there anew; takes their tombstones away, and those of `restored`."""

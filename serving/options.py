@@ -10,7 +10,8 @@ from serving.filters import Condition, Filter
 
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Value = Annotated[str, StringConstraints(max_length=1_000)] | bool | int | Number
+WholeNumber = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Value = Annotated[str, StringConstraints(max_length=1_000)] | bool | WholeNumber | Number
 Values = Annotated[list[Value], Field(min_length=1, max_length=1_000)]
 
 
@@ -52,7 +53,7 @@ class BoostMessage(Request):
     """Scores of items that pass `filter` are raised or lowered."""
 
     filter: Annotated[FilterMessage, Field(min_length=1)]
-    multiply: Annotated[float, Field(gt=0, le=1_000)] = Field(
+    multiply: Annotated[float, Field(ge=1e-3, le=1_000)] = Field(
         default=1.0, description="scores from 0 are multiplied, those below divided: above 1 raises them all"
     )
     add: Annotated[float, Field(ge=-1e6, le=1e6)] = Field(default=0.0, description="added after that")

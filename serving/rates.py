@@ -61,8 +61,9 @@ def _redis(url: str, wait_seconds: float) -> Storage:
 
     from serving.redis_state import PREFIX
 
+    scheme = "async+redis+" if url.startswith("unix:") else "async+"
     return RedisStorage(
-        f"async+{url}",
+        f"{scheme}{url}",
         wrap_exceptions=True,
         implementation="redispy",
         key_prefix=f"{PREFIX}:rates",

@@ -150,6 +150,7 @@ class Recommender:
         check_fit(bundle, encoder)
         self._bundle = bundle
         self._state = state
+        self._heeded = state.deletions
         self._encodings = Encodings(encoder, cache_bytes, cache_seconds)
         self._second = None if bundle.ranker is None else SecondStage(bundle.ranker, key_cache_bytes, cache_seconds)
         self.most_steps = encoder.most_steps
@@ -252,10 +253,13 @@ class Recommender:
     @contextmanager
     def _heeding_deletions(self) -> Iterator[None]:
         """Drops what is kept if a user was deleted, by any process, perhaps after a history was read in the block."""
-        before = self._state.deletions
-        yield
-        if self._state.deletions != before:
-            self.drop_kept()
+        before = self._heeded
+        try:
+            yield
+        finally:
+            self._heeded = self._state.deletions  # others read the state too, and would hide a change since
+            if self._heeded != before:
+                self.drop_kept()
 
     def _asked(self, query: Query) -> Asked:
         """Rows are looked up before the shelf is read, and fields after it: an item may come in between."""

@@ -79,6 +79,11 @@ class Endpoint:
         self._limits = Limits(config.requests_per_minute, config.tokens_per_minute, self.clock)
         self.breaker = CircuitBreaker(config.breaker_failures, config.breaker_seconds, self.clock)
         secret = self._key.get_secret_value()
+        if not (secret.isascii() and secret.isprintable()):
+            raise ConfigError(
+                f"environment variable {config.api_key_env}: holds a character that no key has (a line break, or one "
+                "beyond ASCII); set it to one key."
+            )
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {secret}"} if secret else {},
             timeout=config.timeout,

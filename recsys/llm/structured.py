@@ -108,8 +108,11 @@ def read_schema(path: Path) -> AnswerSchema:
 def strict_json(text: str) -> Any:
     """JSON without NaN and infinities, without a name twice, and without what text columns cannot hold (half of a
     surrogate pair); `ValueError` says why not."""
-    value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_name_twice)
-    json.dumps(value, ensure_ascii=False).encode()
+    try:
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_name_twice)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     return value
 
 

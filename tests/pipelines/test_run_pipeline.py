@@ -525,6 +525,10 @@ def test_retention_keeps_the_latest_and_what_the_champion_and_the_way_back_need(
         if number != 3:
             (tmp_path / name / "cycle.json").write_text(json.dumps({"finished": f"2026-01-0{number + 1}"}))
     (tmp_path / "notes").mkdir()
+    others = tmp_path / "abcdefabcdef"
+    others.mkdir()
+    for name, pipeline in ((names[6], "shop"), (others.name, "films")):
+        (tmp_path / name / "start.json").write_text(json.dumps({"pipeline": pipeline}))
     held = [
         Holder(str(number), "", {"inputs": [{"path": str(tmp_path / names[number] / "runs" / "candidate")}]})
         for number in (1, 0)
@@ -537,6 +541,7 @@ def test_retention_keeps_the_latest_and_what_the_champion_and_the_way_back_need(
     assert (tmp_path / names[2] / "decision").exists()
     assert (tmp_path / names[2] / "cycle.json").exists()
     assert (tmp_path / "notes").exists()
+    assert others.exists(), "of another pipeline"
     assert retention.sweep(tmp_path, tmp_path / names[6], 2, "shop", "champion") == []
 
 

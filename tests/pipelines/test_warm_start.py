@@ -122,6 +122,26 @@ def test_items_without_a_training_event_are_new_too(encoder: Path, tmp_path: Pat
     assert torch.equal(weights(same)["items.weight"], first)
 
 
+def test_rows_once_learned_are_not_guessed_again(after: Prepared, encoder: Path, tmp_path: Path) -> None:
+    """A log that an item is missing from for a while."""
+    texts = (f"model.text_encoder={encoder}",)
+    parts = [[row for row in ROWS if row[1] not in gone] for gone in (set(), LATE, set())]
+    data = [
+        prepare(
+            PrepareConfig(
+                dataset=write_dataset(tmp_path / f"log-{night}", rows, described(NAMES)),
+                out=tmp_path / f"night-{night}",
+                extend=after.folder,
+            )
+        )
+        for night, rows in enumerate(parts)
+    ]
+    first = trained(data[0], tmp_path / "run-0", *texts)
+    second = trained(data[1], tmp_path / "run-1", *texts, "training.epochs=0", init=first.folder)
+    third = trained(data[2], tmp_path / "run-2", *texts, "training.epochs=0", init=second.folder)
+    assert torch.equal(weights(third)["items.weight"], weights(first)["items.weight"])
+
+
 def test_training_goes_on_from_there(before: Prepared, after: Prepared, encoder: Path, tmp_path: Path) -> None:
     settings = ("model.items=gated", f"model.text_encoder={encoder}", "model.text_width=12")
     run = trained(before, tmp_path / "first", *settings)

@@ -68,6 +68,7 @@ def test_without_a_valid_key_nothing_is_told(client_of, sasrec, file) -> None:
         bearer(read_keys(file)[0].sha256),
         {"Authorization": key},
         {"Authorization": "Basic ???"},
+        {"Authorization": b"Basic \xe9"},
         {"Authorization": b"Bearer \xe4\xff"},
         basic(key),
     ):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from redis_server import RedisServer
 
 from recsys.errors import ConfigError
+from serving.new_items import ItemStore
 from serving.redis_state import RedisState
 from serving.settings import Settings
 from serving.state import Event, SqliteState, StateError, UserState, connect
@@ -270,6 +271,7 @@ def test_a_file_that_another_holds_is_a_state_error(tmp_path) -> None:
             "redis://:secret@127.0.0.1:1/0",
             r"^redis://127\.0\.0\.1:1/0: cannot keep user state there \(.*RECSYS_STATE\.$",
         ),
+        ("redis://127.0.0.1:1/0?password=secret", r"^redis://127\.0\.0\.1:1/0: cannot keep user state there"),
         ("redis://127.0.0.1:no/0", r"cannot keep user state there \(.*RECSYS_STATE"),
         ("postgres://host/db", r"^RECSYS_STATE: postgres:// is not known; give a file, or an address that begins with"),
     ],
@@ -284,6 +286,13 @@ def test_new_items_lie_beside_the_events_where_these_are_in_a_file() -> None:
     assert item_file(Settings(state="one.sqlite")) == Path("one.sqlite")
     assert item_file(Settings(state="redis://host/0")) == Path("recsys-items.sqlite")
     assert item_file(Settings(state="redis://host/0", new_items=Path("two.sqlite"))) == Path("two.sqlite")
+
+
+def test_new_items_that_cannot_be_kept_stop_the_start(tmp_path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"no-folder/items\.sqlite: cannot keep new items there .* set RECSYS_NEW_ITEMS"
+    ):
+        ItemStore(tmp_path / "no-folder" / "items.sqlite")
 
 
 def test_what_a_server_may_lose_is_said_in_the_log(server, caplog) -> None:

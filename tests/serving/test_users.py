@@ -94,13 +94,16 @@ def test_a_user_deleted_while_being_answered_leaves_no_encoding(client, monkeypa
     assert service.recommender.cache_size().entries == 0
 
 
-def test_a_deletion_in_one_process_reaches_what_the_other_keeps(client, client_of, sasrec, tmp_path) -> None:
-    """With the next request there, whoever asks."""
+@pytest.mark.parametrize("seen_by", [None, "/health/ready", "/v1/users/bob"])
+def test_a_deletion_in_one_process_reaches_what_the_other_keeps(seen_by, client, client_of, sasrec, tmp_path) -> None:
+    """With the next request there, whoever asks, and whoever has read the state in between."""
     other = client_of(sasrec)
     send(client, "ann", "item-07")
     assert recommend(other, user_id="ann")["history_length"] == recommend(client, user_id="ann")["history_length"] == 1
     assert other.delete("/v1/users/ann").json()["events"] == 1
     assert client.app.state.service.recommender.cache_size().entries > 0
+    if seen_by is not None:
+        assert client.get(seen_by).status_code == 200
     assert recommend(client, user_id="bob")["source"] == "no_history"
     assert client.app.state.service.recommender.cache_size().entries == 0
     assert recommend(client, user_id="ann")["history_length"] == 0

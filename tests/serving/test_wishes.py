@@ -182,7 +182,11 @@ def test_a_filter_in_a_request(service, sasrec) -> None:
         ({"boosts": [{"filter": {"x": {"known": True}}, "add": 1}]}, "boosts.0.filter.x", "no field 'x'"),
         ({"boosts": [{"filter": {"title": {"known": True}}}]}, "boosts.0", "changes no score; give multiply or add"),
         ({"boosts": [{"filter": {}, "add": 1}]}, "boosts.0.filter", "at least 1 item"),
-        ({"boosts": [{"filter": {"title": {"known": True}}, "multiply": 0}]}, "boosts.0.multiply", "greater than 0"),
+        (
+            {"boosts": [{"filter": {"title": {"known": True}}, "multiply": 1e-50}]},
+            "boosts.0.multiply",
+            "greater than or equal to 0.001",
+        ),
         ({"boosts": [{"filter": {"title": {"known": True}}, "add": 1}] * 5}, "boosts", "at most 4 items"),
         ({"diversity": {}}, "diversity", "asks nothing; give quota, mmr, or both"),
         ({"diversity": {"mmr": 1.5}}, "diversity.mmr", "less than or equal to 1"),
@@ -300,3 +304,10 @@ def test_fields_are_shown_where_they_are_asked_for(service, sasrec) -> None:
             "title": item["title"],
         }
     assert all(item["fields"] is None for item in post(service)["items"])
+
+
+def test_a_number_too_large_to_compare_is_refused(service) -> None:
+    body = {"history": [], "filter": {"year": {"any": [10**400]}}}
+    answer = service.post("/v1/recommend", json=body)
+    assert answer.status_code == 422
+    assert "less than 9223372036854775808" in answer.text

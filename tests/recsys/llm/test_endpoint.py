@@ -244,3 +244,11 @@ def test_messages_keep_their_roles_and_cached_tokens_are_read() -> None:
         answer = model_at(server.url, FakeTime()).answer(call, Free())
     assert (answer.text, answer.truncated, answer.usage) == ("", True, Usage(prompt=9, cached=4, output=2))
     assert call.messages[1] == Message(role="assistant", content="x")
+
+
+@pytest.mark.parametrize("key", ["sk-aaa\nsk-bbb", "sk-ä"])
+def test_a_key_that_cannot_be_one_is_refused_without_being_told(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(ConfigError, match=r"environment variable MY_KEY: holds a character that no key has") as refused:
+        Endpoint(EndpointConfig(url="http://127.0.0.1:1/v1", api_key_env="MY_KEY"))
+    assert "sk-" not in str(refused.value)

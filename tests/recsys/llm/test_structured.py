@@ -43,6 +43,8 @@ def test_the_first_valid_object_is_found(text: str, found: str) -> None:
         ("[3]", "[3] is not of type 'object'"),
         ('{"n": NaN}', "NaN is no JSON number"),
         ('{"n": 1, "n": 2}', "the name 'n' comes twice"),
+        ('{"n": 1e999}', "Out of range float values are not JSON compliant"),
+        ('{"n": ' + 100_000 * "[", "it is nested too deeply"),
         ('so: {"n": 1.5}', "answer['n']: 1.5 is not of type 'integer'"),
     ],
 )
