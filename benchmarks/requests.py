@@ -13,7 +13,7 @@ import numpy as np
 
 from recsys.errors import DataError
 from recsys.prepared import Prepared, open_prepared
-from serving.recommender import Query
+from serving.queries import Query
 from serving.service import Service
 from serving.settings import Settings
 

@@ -17,7 +17,7 @@ from serving import messages, paging
 from serving.metrics import Metrics
 from serving.new_items import NewItem
 from serving.problems import PROBLEM_RESPONSE
-from serving.recommender import Answer
+from serving.queries import Answer
 from serving.service import Service
 from serving.settings import Settings
 from serving.state import Event, StateError

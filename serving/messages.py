@@ -8,8 +8,8 @@ from serving import paging
 from serving.encodings import Origin
 from serving.keys import KeyOrigin
 from serving.options import BoostMessage, DiversityMessage, FieldName, FilterMessage, Request, as_filter
+from serving.queries import Query, Source, Stage, Stored
 from serving.ranking import Unranked
-from serving.recommender import Query, Source, Stage, Stored
 
 MAX_K = 200
 MAX_BOOSTS = 4

@@ -10,8 +10,8 @@ from fastapi import APIRouter, HTTPException, Query, Response
 
 from serving import messages
 from serving.api import Configured, Counted, Loaded
-from serving.recommender import Answer
-from serving.recommender import Query as RecommendQuery
+from serving.queries import Answer
+from serving.queries import Query as RecommendQuery
 from serving.service import Service
 
 RESULTS, RECOMMENDED, STORED_SHOWN = 8, 10, 8

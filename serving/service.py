@@ -16,7 +16,8 @@ from serving.encoder import Encoder
 from serving.items import ItemTable
 from serving.messages import Item, ItemDetails, NearItem, RecommendedItem, ScoredItem
 from serving.new_items import ItemStore, NewItem
-from serving.recommender import Answer, Query, Recommender
+from serving.queries import Answer, Query
+from serving.recommender import Recommender
 from serving.sentences import Reader, item_inputs, open_reader
 from serving.settings import Settings
 from serving.state import StateError

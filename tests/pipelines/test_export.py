@@ -26,7 +26,7 @@ from recsys.bundle import Bundle, open_bundle
 from recsys.errors import BundleError, ConfigError, DataError, GateError
 from recsys.prepared import Prepared
 from recsys.runs import Run
-from serving.recommender import Query
+from serving.queries import Query
 from serving.service import Service
 from serving.settings import Settings
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.recommender import Query
+from serving.queries import Query
 
 NOON = 1_700_000_000_000_000
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from serving.app import create_app
 from serving.new_items import NewItem
-from serving.recommender import Query, Recommender
+from serving.queries import Query
+from serving.recommender import Recommender
 from serving.settings import Settings
 
 LATER = [
