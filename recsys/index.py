@@ -170,3 +170,9 @@ def _barred(allowed: Allowed, excluded: RowArray) -> RowArray:
 def _fetched(allowed: Allowed, k: int, num_items: int) -> int:
     """Of all items so many, that were the allowed ones spread evenly, `k` of them would be there with some to spare."""
     return int(SPARE * k * num_items / max(allowed.count, 1)) + 20
+
+
+def of_length_one(vectors: FloatArray) -> FloatArray:
+    """Each row scaled, for cosines; zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)

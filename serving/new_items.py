@@ -11,7 +11,7 @@ import numpy as np
 
 from recsys.allowed import Mask
 from recsys.errors import ConfigError
-from recsys.index import FloatArray, RowArray
+from recsys.index import FloatArray, RowArray, of_length_one
 from serving.state import answering, connect
 
 SCHEMA = """
@@ -104,8 +104,7 @@ class NewVectors:
 
     def of_length_one(self) -> "NewVectors":
         """For cosines."""
-        lengths = np.linalg.norm(self.vectors, axis=1, keepdims=True)
-        return NewVectors(self.first, self.vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
+        return NewVectors(self.first, of_length_one(self.vectors))
 
     def merged(
         self,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.catalog import PADDING
-from recsys.index import FloatArray, ItemIndex, RowArray, use_one_thread
+from recsys.index import FloatArray, ItemIndex, RowArray, of_length_one, use_one_thread
 from serving.boosts import Boosted
 from serving.filters import Passing
 from serving.new_items import NewVectors
@@ -81,12 +81,6 @@ class Popular:
         rows = rows[: k + len(excluded)]
         rows = rows[~np.isin(rows, excluded)][:k]
         return rows, self._scores[rows]
-
-
-def of_length_one(vectors: FloatArray) -> FloatArray:
-    """Each scaled; zeros stay."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
 def cosine_index(index: ItemIndex) -> ItemIndex:
