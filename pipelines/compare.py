@@ -38,6 +38,11 @@ class CompareConfig:
         names = [path.name for path in self.runs]
         if len(set(names)) < len(names):
             raise ConfigError(f"compare: {', '.join(names)} are not told apart by name; rename one of the folders.")
+        if any(run.name == self.base.name and run.resolve() != self.base.resolve() for run in self.runs):
+            raise ConfigError(
+                f"compare: the base {self.base} and a run are both called {self.base.name}, and the answer would not "
+                "tell them apart; rename one of the folders."
+            )
         if not 0 <= self.margin < 1:
             raise ConfigError(f"compare: margin={self.margin} must lie in [0, 1); it is a share of the base's figure.")
 
@@ -102,7 +107,9 @@ class Comparison:
             "sentence": self.sentence(),
             "guardrails": [asdict(check) | {"holds": check.holds} for check in self.checks],
             "differences": [
-                asdict(entry) | {"decided": entry.decided, "detectable": entry.detectable} for entry in self.differences
+                asdict(entry)
+                | {"decided": entry.decided, "detectable": entry.detectable, "users_needed": entry.users_needed}
+                for entry in self.differences
             ],
         }
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from safetensors.numpy import save_file as save_arrays
@@ -17,7 +18,7 @@ from pipelines.loading import language, run_model, sentences, text_features, tex
 from pipelines.plan import Plan, TrainConfig, make_plan
 from pipelines.reporter import Reporter
 from pipelines.validation import validation, watched_metric
-from pipelines.warm_start import start_from
+from pipelines.warm_start import counts_learned_by, item_weights, start_from
 from recsys.batches import TrainingWindows
 from recsys.contracts import CountingModel, SentenceReader, Student, TextReader, TextTrainer, Trainable
 from recsys.errors import DataError
@@ -25,6 +26,7 @@ from recsys.item_categories import item_categories
 from recsys.memory import keep_freed_memory
 from recsys.pretrained import Pretrained
 from recsys.runs import CONFIG, EPOCHS, WEIGHTS, Run, open_run
+from recsys.sequences import IntArray
 from recsys.steps import Step, git_commit, partial_folder, writing_step
 from recsys.text_vectors import SentenceEncoder
 from recsys.tracking import MLflowTracker, NoTracker, Tracker
@@ -162,7 +164,8 @@ def fit_by_gradient(plan: Plan, folder: Path, tracker: Tracker, reporter: Report
 
 def learn_from_data(model: Any, plan: Plan, reporter: Reporter) -> None:
     """What a model is told before training; it wins over what the run that it begins with was told."""
-    model.learn_popularity(plan.events.item_counts())
+    counts = learned_counts(plan)
+    model.learn_popularity(counts)
     if plan.model.ranks:
         model.learn_categories(torch.from_numpy(item_categories(plan.prepared.items, plan.model.values.category)))
     if plan.retriever is not None:
@@ -171,9 +174,21 @@ def learn_from_data(model: Any, plan: Plan, reporter: Reporter) -> None:
         reader: TextReader = model
         with make_accelerator(plan.training).main_process_first():  # the others find its vectors in the store
             vectors = text_features(plan.prepared, plan.encoder, plan.model.values, reporter)
-            reader.learn_texts(vectors, plan.events.item_counts())
+            reader.learn_texts(vectors, counts)
         if isinstance(model, TextTrainer) and model.trains_texts and isinstance(plan.encoder, SentenceEncoder):
             model.learn_tokens(*plan.encoder.tokens(texts_by_row(plan.prepared)))
+
+
+def learned_counts(plan: Plan) -> IntArray:
+    """Events of each item row that the weights will have learned from, [V].
+
+    Where a run is taken as it is these are its own: gates between id and text open with them, and must not for events
+    that the rows of ids never saw.
+    """
+    if plan.start is None or plan.training.epochs or not item_weights(plan.model):
+        return plan.events.item_counts()
+    learned = counts_learned_by(plan.start)
+    return np.pad(learned, (0, plan.prepared.catalog.num_rows - len(learned)))
 
 
 def teacher_of(plan: Plan) -> Teacher | None:

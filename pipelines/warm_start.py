@@ -1,8 +1,10 @@
 """`recsys train --init RUN`: the weights of a finished run, and rows for items that it did not know."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from safetensors.torch import load_file
@@ -13,7 +15,8 @@ from recsys.errors import DataError
 from recsys.item_text import has_text, item_texts
 from recsys.new_rows import rows_from_texts
 from recsys.prepared import Prepared
-from recsys.runs import WEIGHTS, Run
+from recsys.runs import WEIGHTS, Run, open_run
+from recsys.sequences import IntArray
 from recsys.text_vectors import default_store, named_encoder, text_vectors
 
 OWN_ROWS_OF_TEXT = frozenset({"table", "initialised"})
@@ -116,6 +119,15 @@ def fill_from_texts(table: Tensor, texts: Tensor, trained: Bool[Tensor, " V"], n
         rows = table[known].reshape(len(known), -1)
         found = rows_from_texts(texts[known], rows, texts[wanted])
         table[wanted] = found.reshape(len(wanted), *table.shape[1:])
+
+
+def counts_learned_by(run: Run) -> IntArray:
+    """Training events of each item row of a run, [V]; of one that is another run as it was, that one's."""
+    begun = run.config.get("init")
+    if begun is not None and run.config["training"]["epochs"] == 0:
+        before = counts_learned_by(open_run(Path(begun)))
+        return np.pad(before, (0, run.prepared().catalog.num_rows - len(before)))
+    return run.prepared().training_events(run.fit_on).item_counts()
 
 
 def described(model: ModelConfig, prepared: Prepared) -> Tensor | None:

@@ -51,9 +51,10 @@ class Difference:
         """The smallest difference that so many users would show four times in five."""
         return DETECTABLE * self.standard_error
 
-    def users_for(self, difference: float) -> int:
-        """How many users would show this difference four times in five."""
-        return int(np.ceil(self.users * (self.detectable / difference) ** 2))
+    @property
+    def users_needed(self) -> int | None:
+        """How many users would show the measured difference four times in five; None where there is none to show."""
+        return int(np.ceil(self.users * (self.detectable / self.difference) ** 2)) if self.difference else None
 
     def sentence(self, a: str, b: str) -> str:
         """What the figures mean."""

@@ -3,6 +3,7 @@
 A key is 256 random bits, so one round of SHA-256 hides it: there is no list of likely ones to try.
 """
 
+import fcntl
 import hashlib
 import hmac
 import json
@@ -10,7 +11,8 @@ import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,23 +46,25 @@ class ApiKey:
 
 def create_key(path: Path, name: str, scopes: Sequence[str]) -> str:
     """Adds a key to the file, which is made where there is none; the key itself, which nobody can read there."""
-    kept = read_keys(path) if path.exists() else []
-    if name in {key.name for key in kept}:
-        raise ConfigError(f"{path}: holds a key named {name!r}; choose another name, or revoke that one.")
     secret = f"recsys_{secrets.token_urlsafe(32)}"
     created = datetime.now(UTC).isoformat(timespec="seconds")
     new = ApiKey(name=name, scopes=tuple(dict.fromkeys(scopes)), sha256=_hashed(secret), created=created)  # type: ignore[arg-type]
-    _write(path, [*kept, new])
+    with _one_writer(path):
+        kept = read_keys(path) if path.exists() else []
+        if name in {key.name for key in kept}:
+            raise ConfigError(f"{path}: holds a key named {name!r}; choose another name, or revoke that one.")
+        _write(path, [*kept, new])
     return secret
 
 
 def revoke_key(path: Path, name: str) -> None:
     """Takes a key out of the file; services that read it refuse the key from their next request on."""
-    kept = read_keys(path)
-    left = [key for key in kept if key.name != name]
-    if len(left) == len(kept):
-        raise ConfigError(f"{path}: holds no key named {name!r}; it holds {', '.join(key.name for key in kept)}.")
-    _write(path, left)
+    with _one_writer(path):
+        kept = read_keys(path)
+        left = [key for key in kept if key.name != name]
+        if len(left) == len(kept):
+            raise ConfigError(f"{path}: holds no key named {name!r}; it holds {', '.join(key.name for key in kept)}.")
+        _write(path, left)
 
 
 def read_keys(path: Path) -> list[ApiKey]:
@@ -111,6 +115,20 @@ class KeyRing:
 
 def _hashed(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+@contextmanager
+def _one_writer(path: Path) -> Iterator[None]:
+    """Nobody else changes the file between reading and writing it; the folder is locked, since the file is replaced."""
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); pass another --file.") from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _write(path: Path, keys: Sequence[ApiKey]) -> None:

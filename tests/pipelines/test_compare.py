@@ -85,9 +85,9 @@ def test_the_seed_decides_the_resamples(prepared: Prepared) -> None:
 
 def test_evaluations_under_different_rules_are_refused(prepared: Prepared, tmp_path: Path) -> None:
     folder = prepared.folder.parent
-    run = tmp_path / "markov"
+    run = tmp_path / "another"
     train(TrainConfig(data=prepared.folder, model="markov", out=run, tracking=False), Reporter(quiet=True))
-    with pytest.raises(DataError, match="markov: holds no evaluation of the test cases; run `recsys evaluate"):
+    with pytest.raises(DataError, match="another: holds no evaluation of the test cases; run `recsys evaluate"):
         differences(folder / "markov", run)
     evaluate(EvaluateConfig(runs=(run,), seen="exclude"), Reporter(quiet=True))
     with pytest.raises(DataError, match=r"with seen=keep, .* with exclude; evaluate both the same way"):
@@ -114,6 +114,8 @@ def test_several_runs_stand_against_one(prepared: Prepared) -> None:
     assert min(entry.headline.adjusted for entry in found) == pytest.approx(min(1, 2 * smaller))
     with pytest.raises(ConfigError, match="markov, markov are not told apart by name"):
         CompareConfig(base=folder / "popularity", runs=(folder / "markov", folder / "markov"))
+    with pytest.raises(ConfigError, match=r"the base .*popularity and a run are both called popularity"):
+        CompareConfig(base=folder / "popularity", runs=(folder / "elsewhere" / "popularity",))
 
 
 def test_a_winner_that_breaks_a_guardrail_may_not_replace(prepared: Prepared) -> None:

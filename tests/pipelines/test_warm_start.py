@@ -151,6 +151,23 @@ def test_training_goes_on_from_there(before: Prepared, after: Prepared, encoder:
     assert ids[new_rows(after)].isfinite().all()
 
 
+def test_gates_of_a_run_as_it_is_open_by_what_its_rows_have_seen(
+    before: Prepared, after: Prepared, encoder: Path, tmp_path: Path
+) -> None:
+    settings = ("model.items=gated", f"model.text_encoder={encoder}", "model.text_width=12")
+    run = trained(before, tmp_path / "first", *settings)
+    same = trained(after, tmp_path / "same", *settings, "training.epochs=0", init=run.folder)
+    again = trained(after, tmp_path / "again", *settings, "training.epochs=0", init=same.folder)
+    on = trained(after, tmp_path / "on", *settings, init=run.folder)
+    own, later = (data.training_events().item_counts() for data in (before, after))
+    assert (own != later[: len(own)]).any()
+    for kept in (same, again):
+        counts = weights(kept)["items.counts"].numpy()
+        assert counts[: len(own)].tolist() == own.tolist()
+        assert not counts[len(own) :].any()
+    assert weights(on)["items.counts"].tolist() == later.tolist()
+
+
 def test_other_items_are_refused(before: Prepared, after: Prepared, tmp_path: Path) -> None:
     run = trained(after, tmp_path / "run")
     with pytest.raises(DataError, match=r"items of .* are not the first ones of .*; prepare it with --extend"):

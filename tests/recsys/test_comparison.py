@@ -167,7 +167,8 @@ def test_several_models_are_corrected_together() -> None:
 def test_the_difference_that_is_seen_four_times_in_five() -> None:
     """Power 80 % at 5 %: 2.8 standard errors; half as large a difference needs four times the users."""
     assert DECIDED.detectable == pytest.approx(2.8016 * 0.01, rel=1e-4)
-    assert DECIDED.users_for(DECIDED.detectable / 2) == 400
+    assert replace(DECIDED, difference=-DECIDED.detectable / 2).users_needed == 4 * DECIDED.users
+    assert replace(DECIDED, difference=0.0).users_needed is None
 
 
 @pytest.mark.parametrize("change", [{"users": 19}, {"low": -0.001}, {"low": 0.0}, {"adjusted": 0.05}])
