@@ -2,35 +2,29 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
-import yaml
 from command_line import run_recsys
-from tiny import START_OF_TIME, cyclic_histories
+from nightly import SMALL, WEAK, Webhook, champion_version, cycle, snapshot, train_section, write_logs, write_pipeline
 
-from pipelines import cycle_steps, retention, run_pipeline
+from pipelines import cycle_steps, run_pipeline
 from pipelines import train as train_module
 from pipelines.champion import Champion, find_champion
-from pipelines.cycle import Cycle, Stage
-from pipelines.notify import notify
-from pipelines.pipeline_config import NotifySection, load_pipeline
+from pipelines.cycle import Cycle
+from pipelines.pipeline_config import load_pipeline
 from pipelines.reporter import Reporter
 from pipelines.run_lock import one_at_a_time
 from recsys import steps
-from recsys.errors import DataError, LimitError
+from recsys.errors import DataError
 from recsys.registry import Holder, alias_holders, roll_back
 from recsys.runs import WEIGHTS, open_run
 from recsys.steps import describe_input, sha256
@@ -38,70 +32,6 @@ from recsys.tracking import mlflow_client
 from recsys.training import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-USERS, LENGTH = 100, 16
-SMALL = {
-    "model.max_len": 6,
-    "model.embedding_dim": 16,
-    "model.num_blocks": 1,
-    "model.ffn_dim": 16,
-    "model.dropout": 0.0,
-    "training.batch_size": 16,
-    "training.learning_rate": 0.01,
-    "training.epochs": 20,
-    "training.patience": 20,
-    "training.checkpoint_seconds": 0,
-}
-WEAK = SMALL | {"training.epochs": 10, "training.learning_rate": 0.003}
-WALKS = cyclic_histories(2 * USERS, LENGTH)
-HISTORIES = [
-    [item for pair in zip(WALKS[user], WALKS[USERS + user], strict=True) for item in pair] for user in range(USERS)
-]
-"""The item before the last decides the next, which floors by the last item cannot see."""
-
-
-def write_logs(folder: Path, nights: int) -> None:
-    """One file a night, of four further events of each user, the first of twelve; new users' walks never begin."""
-    folder.mkdir(exist_ok=True)
-    for night in range(nights):
-        places = range(12) if night == 0 else range(8 + 4 * night, 12 + 4 * night)
-        rows = [
-            (f"u{user:02}", f"i{HISTORIES[user][place]:02}", START_OF_TIME // 1_000_000 + 60 * (place * USERS + user))
-            for place in places
-            for user in range(USERS)
-        ]
-        table = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
-        table.write_csv(folder / f"night-{night}.csv")
-
-
-def write_pipeline(folder: Path, name: str = "shop", **changes: Any) -> Path:
-    """PIPELINE.yaml of a small shop."""
-    content: dict[str, Any] = {
-        "name": name,
-        "work": f"work-{name}",
-        "sources": ["logs/*.csv"],
-        "prepare": {"seen": "keep"},
-        "train": {"model": "sasrec", "set": SMALL, "tracking": False},
-        "compare": {"draws": 200, "report": False, "guard": {"coverage@10": -0.9}},
-        "register": {"name": name},
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**content, **changes}))
-    return path
-
-
-def cycle(folder: Path, name: str = "shop", **changes: Any) -> run_pipeline.Outcome:
-    """One call of `recsys run`."""
-    config = load_pipeline(write_pipeline(folder, name, **changes))
-    return run_pipeline.run_pipeline(config, Reporter(quiet=True))
-
-
-def train_section(warm: bool = False, **settings: Any) -> dict[str, Any]:
-    return {"model": "sasrec", "set": settings or SMALL, "tracking": False, "warm": warm}
-
-
-def champion_version(name: str) -> str | None:
-    holders = alias_holders(name, "champion")
-    return holders[0].version if holders else None
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -185,13 +115,6 @@ def test_the_same_logs_again_do_nothing(first: Path, second: run_pipeline.Outcom
     ]
     assert snapshot(first / "work-shop") == before
     assert champion_version("shop") == "1", "what was rolled back stays rolled back"
-
-
-def snapshot(folder: Path) -> dict[str, int]:
-    """All files but the lock, with the instants of their last change."""
-    return {
-        str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "run.lock"
-    }
 
 
 class Crash(BaseException):
@@ -315,7 +238,7 @@ def test_a_process_killed_in_the_midst_of_training_goes_on(first: Path, second: 
 
 @pytest.mark.parametrize("fault", ["wrong learning rate", "shuffled labels"])
 def test_a_worse_candidate_never_becomes_champion(
-    first: Path, monkeypatch: pytest.MonkeyPatch, webhook: "Webhook", fault: str
+    first: Path, monkeypatch: pytest.MonkeyPatch, webhook: Webhook, fault: str
 ) -> None:
     settings = SMALL | {"training.epochs": 2}
     if fault == "wrong learning rate":
@@ -346,40 +269,11 @@ def shuffle_training(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train_module, "Trainer", trainer)
 
 
-class Webhook:
-    """A server that keeps what is posted to it."""
-
-    def __init__(self, status: int = 200) -> None:
-        self.messages: list[dict[str, Any]] = []
-        messages = self.messages
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                assert self.headers["Content-Type"] == "application/json"
-                messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(status)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                """Quiet."""
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}/hook"
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-
 @pytest.fixture
 def webhook() -> Iterator[Webhook]:
     """One that says yes."""
-    server = Webhook()
-    yield server
-    server.close()
+    with Webhook() as server:
+        yield server
 
 
 def test_a_first_candidate_below_a_floor_is_refused(first: Path) -> None:
@@ -408,18 +302,6 @@ def test_two_at_once_are_told_apart(first: Path) -> None:
     assert f"run: {config.work} is being worked on by process {os.getpid()} on" in error
     assert " since 20" in error
     with one_at_a_time(config.work / "run.lock"):  # free again, though its text is still there
-        pass
-
-
-def test_a_dead_holder_holds_nothing(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from pathlib import Path; from pipelines.run_lock import one_at_a_time\n"
-        "with one_at_a_time(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
-    )
-    process = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.lock")], cwd=REPOSITORY, check=False)
-    assert process.returncode == -signal.SIGKILL
-    assert "pid" in (tmp_path / "run.lock").read_text()
-    with one_at_a_time(tmp_path / "run.lock"):
         pass
 
 
@@ -453,122 +335,6 @@ def test_a_dry_run_knows_champion_and_finished_steps(first: Path, second: run_pi
     assert {name: time for name, time in snapshot(first).items() if name != path} == {
         name: time for name, time in before.items() if name != path
     }
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sauces": 1}, r"no setting 'sauces' \(did you mean 'sources'\?\)"),
-        ({"train": {"modle": "sasrec"}}, r"shop.yaml: train: lacks model; see docs/pipeline.md"),
-        ({"train": {"model": "sasrec", "warmth": True}}, r"train: no setting 'warmth'"),
-        ({"train": {"model": "markov"}}, r"'markov' cannot be trained, exported and served by itself"),
-        ({"train": {"model": "dare"}}, r"'dare' cannot be trained, exported and served by itself"),
-        ({"train": {"model": "sasrec", "set": {"model.dropuot": 0.1}}}, r"no setting 'dropuot'"),
-        ({"train": {"model": "sasrec", "set": {"training.epochs": "many"}}}, r"epochs='many' is not usable"),
-        ({"sources": []}, r"shop.yaml: sources=\[\] names no log"),
-        ({"sources": ["none/*.csv"]}, r"sources: no file matches '.*none/\*.csv'"),
-        ({"prepare": {"test_share": 2}}, r"test_share=2.0 must be above 0"),
-        ({"compare": {"part": "train"}}, r"part='train' is not usable"),
-        ({"refit": True, "compare": {"part": "validation"}}, r"refit: true learns from the validation events"),
-        ({"keep": -1}, r"keep=-1 must not be below 0"),
-        ({"limit_minutes": {"trian": 5}}, r"limit_minutes: no step 'trian'"),
-        ({"notify": {"webhook": "file:///etc"}}, r"webhook='file:///etc' must begin with http"),
-    ],
-)
-def test_what_cannot_be_used_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    code, _, error = run_recsys("run", write_pipeline(tmp_path, **changes), "--dry-run")
-    assert code in {1, 2}
-    assert re.search(message, error), error
-
-
-def test_a_failure_is_told_to_the_webhook(tmp_path: Path, webhook: Webhook) -> None:
-    path = write_pipeline(tmp_path, notify={"webhook": webhook.address})
-    assert run_recsys("run", path)[0] == 1
-    [message] = webhook.messages
-    assert message["action"] == "failed"
-    assert "no file matches" in message["sentence"]
-
-
-def test_a_webhook_that_fails_costs_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    server = Webhook(status=500)
-    said = notify(NotifySection(webhook=server.address), {"cycle": "x"}, Reporter())
-    server.close()
-    assert said == "failed: HTTP Error 500: Internal Server Error"
-    gone = notify(NotifySection(webhook=server.address, timeout_seconds=1), {"cycle": "x"}, Reporter())
-    assert gone.startswith("failed: <urlopen error")
-    assert "the webhook did not take the message" in capsys.readouterr().err
-
-
-def stage_of(work: Callable[[], object], folder: Path) -> Stage:
-    return Stage(name="train", out=folder / "none", step="train", inputs=(), work=work)
-
-
-def test_a_failed_step_is_tried_again(tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def work() -> None:
-        calls.append(1)
-        if len(calls) < 3:
-            raise OSError("the store does not answer")
-
-    config = load_pipeline(write_pipeline(tmp_path, retries=2, retry_seconds=0))
-    run_pipeline.attempt(stage_of(work, tmp_path), config, Reporter(quiet=True))
-    assert len(calls) == 3
-    calls.clear()
-    with pytest.raises(OSError, match="does not answer"):
-        run_pipeline.attempt(stage_of(work, tmp_path), replace(config, retries=1), Reporter(quiet=True))
-
-
-def test_a_step_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    config = load_pipeline(write_pipeline(tmp_path, retries=2, limit_minutes={"train": 0.001}))
-    with pytest.raises(LimitError, match=r"train took longer than limit_minutes.train=0.001"):
-        run_pipeline.attempt(stage_of(lambda: time.sleep(60), tmp_path), config, Reporter(quiet=True))
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
-
-
-def test_retention_keeps_the_latest_and_what_the_champion_and_the_way_back_need(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = [f"{number:012x}" for number in range(7)]
-    for number, name in enumerate(names):
-        for part in ("dataset", "prepared", "runs/candidate", "bundle", "decision"):
-            (tmp_path / name / part).mkdir(parents=True)
-        if number != 3:
-            (tmp_path / name / "cycle.json").write_text(json.dumps({"finished": f"2026-01-0{number + 1}"}))
-    (tmp_path / "notes").mkdir()
-    others = tmp_path / "abcdefabcdef"
-    others.mkdir()
-    for name, pipeline in ((names[6], "shop"), (others.name, "films")):
-        (tmp_path / name / "start.json").write_text(json.dumps({"pipeline": pipeline}))
-    held = [
-        Holder(str(number), "", {"inputs": [{"path": str(tmp_path / names[number] / "runs" / "candidate")}]})
-        for number in (1, 0)
-    ]
-    monkeypatch.setattr(retention, "alias_holders", lambda *_: held)
-    gone = retention.sweep(tmp_path, tmp_path / names[6], 2, "shop", "champion")
-    assert sorted(gone) == sorted([names[3], *(f"{names[2]}/{part}" for part in retention.LARGE)])
-    left = {name for name in names if (tmp_path / name / "runs").exists()}
-    assert left == {names[number] for number in (0, 1, 4, 5, 6)}
-    assert (tmp_path / names[2] / "decision").exists()
-    assert (tmp_path / names[2] / "cycle.json").exists()
-    assert (tmp_path / "notes").exists()
-    assert others.exists(), "of another pipeline"
-    assert retention.sweep(tmp_path, tmp_path / names[6], 2, "shop", "champion") == []
-
-
-def test_nothing_of_a_killed_step_stays(tmp_path: Path) -> None:
-    for name in (
-        "runs/a/manifest.json",
-        "runs/a/checkpoints/1/state.json",
-        "runs/.b.partial/x",
-        "runs/a/.cases.json.tmp",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / ".dataset.lock").touch()
-    retention.tidy(tmp_path)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["manifest.json"]
-    assert not (tmp_path / "runs" / "a" / "checkpoints").exists()
 
 
 def test_an_alias_that_moved_meanwhile_is_not_overrun(
