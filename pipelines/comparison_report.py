@@ -1,13 +1,10 @@
 """The page of `recsys compare --report`: one HTML file with its plots inside, nothing loaded from elsewhere."""
 
 import html
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from string import Template
 
-import matplotlib as mpl
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
@@ -15,6 +12,7 @@ from matplotlib.figure import Figure
 
 from pipelines.compare import Comparison
 from pipelines.evaluate import CASES
+from pipelines.html_page import drawn, write_page
 from recsys.comparison import MIN_USERS, Difference, pair_cases
 from recsys.metrics import FloatArray, IntArray, case_metrics
 from recsys.prepared import open_prepared
@@ -23,18 +21,6 @@ from recsys.steps import read_manifest
 
 POINTS = 60
 """Of a cumulative line."""
-
-PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title><style>
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1c2530; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; font-size: .9rem; } .wide { overflow-x: auto; }
-th, td { border-bottom: 1px solid #d8dee6; padding: .3rem .7rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } svg { height: auto; max-width: 100%; }
-.better { color: #12633a; } .worse, .broken { color: #9b1c1c; } .note { color: #5a6675; font-size: .9rem; }
-</style></head><body><h1>$title</h1><p class="note">$note</p>$body</body></html>
-""")
 
 
 def write_report(path: Path, comparisons: Sequence[Comparison], part: Part) -> None:
@@ -46,10 +32,7 @@ def write_report(path: Path, comparisons: Sequence[Comparison], part: Part) -> N
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
     )
     body = "".join(section(entry) for entry in comparisons)
-    page = PAGE.substitute(title=html.escape(title), note=html.escape(note), body=body)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_page(path, title, note, body)
 
 
 def section(comparison: Comparison) -> str:
@@ -72,17 +55,6 @@ def headlines(comparison: Comparison) -> list[Difference]:
     """The metric that decides, over all cases and in every segment of enough users."""
     metric = comparison.headline.metric
     return [entry for entry in comparison.differences if entry.metric == metric and entry.users >= MIN_USERS]
-
-
-def drawn(draw: Callable[[Figure], object], height: float) -> str:
-    """A plot as inline SVG."""
-    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "recsys"}):
-        figure = Figure(figsize=(9, height), layout="constrained")
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def forest(axes: Axes, comparison: Comparison) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines.options import Json, Overwrite, Seed, pairs
-from pipelines.printing import finish, print_figures
+from pipelines.printing import finish, print_figures, print_json
 from pipelines.reporter import Reporter
 
 app = typer.Typer()
@@ -135,6 +135,36 @@ def prepare(
         overwrite=overwrite,
     )
     finish(out, run(config).manifest, as_json)
+
+
+@app.command()
+def describe(
+    data: Annotated[Path, typer.Argument(help="Output of `recsys ingest` or `recsys prepare`.", show_default=False)],
+    report: Annotated[
+        Path | None, typer.Option(help="Where the HTML card goes; card.html in the folder by default.")
+    ] = None,
+    card: Annotated[bool, typer.Option(help="Write the HTML card (extra `report`).")] = True,
+    as_json: Json = False,
+) -> None:
+    """Say what a dataset or prepared data is like, warn of known traps, and draw it all on an HTML card.
+
+    Examples: `recsys describe data/shop`, `recsys describe data/shop-prepared --report shop.html`
+    """
+    from pipelines.describe import card_lines, describe_folder
+
+    found = describe_folder(data)
+    page = report or data / "card.html"
+    if card:
+        from pipelines.dataset_card import write_card
+
+        write_card(page, found)
+    if as_json:
+        print_json({**found.figures(), "card": str(page) if card else None})
+        return
+    for line in card_lines(found):
+        typer.echo(line)
+    if card:
+        typer.echo(f"card: {page}")
 
 
 @app.command()

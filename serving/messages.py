@@ -101,7 +101,9 @@ class EventMessage(Request):
     user_id: UserId
     item_id: ItemId
     timestamp: Annotated[int, AfterValidator(_in_microseconds)] | None = Field(
-        default=None, description="microseconds since 1970-01-01 UTC"
+        default=None,
+        description="microseconds since 1970-01-01 UTC",
+        json_schema_extra={"minimum": EARLIEST, "maximum": LATEST},
     )
     event_id: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
         default=None, description="an event of the same user sent again under this id is stored once"

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from serving.fields import FieldError
 from serving.messages import Complaint, Problem
@@ -19,6 +20,8 @@ PROBLEM_RESPONSE: dict[str, Any] = {
     "content": {"application/problem+json": {"schema": {"type": "object"}}},
 }
 SHORT, NAMED = 80, 10
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+UNREAD = {RecursionError: "is nested too deep", UnicodeDecodeError: "is not text in UTF-8"}
 LOG = logging.getLogger("uvicorn.error")
 
 
@@ -47,9 +50,21 @@ def problem(request: Request, status: int, detail: str, errors: list[Complaint] 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400 and error.__cause__ is not None:  # FastAPI's own, for what json.loads fails with
+        complaint = Complaint(field="body", message=UNREAD.get(type(error.__cause__), "is not JSON that can be read"))
+        return problem(request, 422, f"body: {complaint.message}", [complaint])
     response = problem(request, error.status_code, error.detail)
     response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        response.headers["Allow"] = ", ".join(_allowed(request))
     return response
+
+
+def _allowed(request: Request) -> list[str]:
+    """Methods of all routes with this path; the one that refused knows its own only."""
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    routes = request.app.routes
+    return [name for name, scope in scopes.items() if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

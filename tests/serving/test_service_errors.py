@@ -38,11 +38,18 @@ def test_a_body_that_cannot_be_used_is_a_422_with_the_field(path, body, field, m
 
 @pytest.mark.parametrize(
     ("body", "message"),
-    [(b'{"history": [', "is not JSON"), (b'{"history": ["\\ud800"]}', "unicode"), (b"\xff\xfe{}", "")],
+    [
+        (b'{"history": [', "is not JSON"),
+        (b'{"history": ["\\ud800"]}', "unicode"),
+        (b'{"history": ["\xe9"]}', "body: is not text in UTF-8"),
+        (b"[" * 100_000, "body: is nested too deep"),
+        (b'{"k": ' + b"1" * 5_000 + b"}", "body: is not JSON that can be read"),
+    ],
+    ids=["cut", "surrogate", "bytes", "deep", "digits"],
 )
 def test_a_body_that_is_no_json_text_is_refused(body, message, client) -> None:
     answer = client.post("/v1/recommend", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code in {400, 422}
+    assert answer.status_code == 422
     assert message in answer.json()["detail"]
 
 
@@ -68,6 +75,15 @@ def test_an_unknown_item_is_a_404_with_its_id(path, client) -> None:
 def test_a_wrong_path_or_method_is_a_problem_too(method, path, status, client) -> None:
     answer = client.request(method, path)
     assert (answer.status_code, answer.json()["status"]) == (status, status)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("OPTIONS", "/v1/items/a/b", "GET, DELETE"), ("PUT", "/v1/users/ann", "GET, DELETE"), ("GET", "/v1/items", "POST")],
+)
+def test_a_wrong_method_is_told_those_of_all_routes_with_this_path(method, path, allowed, client) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
 
 
 @pytest.mark.parametrize("field", ["history", "exclude"])
