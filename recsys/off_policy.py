@@ -107,6 +107,21 @@ class Overlap:
     above: float
     clip: float
 
+    @property
+    def few(self) -> bool:
+        """Whether hardly any row decides."""
+        return self.effective < max(ENOUGH, LITTLE * self.rows)
+
+    @property
+    def off(self) -> bool:
+        """Whether the mean weight is not 1, by more than chance."""
+        return abs(self.mean_weight - 1) > max(FAR * self.mean_weight_error, 1e-9)
+
+    @property
+    def enough(self) -> bool:
+        """Whether the estimates may be believed: neither of the two, nor one user who decides."""
+        return not (self.few or self.off or self.largest_user > MUCH)
+
     def warnings(self) -> list[str]:
         """What should keep one from believing the estimates; empty where nothing does."""
         found = []
@@ -115,19 +130,18 @@ class Overlap:
                 "No overlap: the policy would show none of what was shown, in its place; only dm says anything of it, "
                 "and that is the model of rewards alone."
             ]
-        if self.effective < max(ENOUGH, LITTLE * self.rows):
+        if self.few:
             found.append(
                 f"Little overlap: {self.rows:,} rows say as much as {self.effective:,.0f} that the policy itself had "
                 "shown; intervals are too narrow where so few decide."
             )
-        off = (self.mean_weight - 1) / self.mean_weight_error if self.mean_weight_error else np.inf
-        if self.mean_weight < 1 and abs(off) > FAR:
+        if self.off and self.mean_weight < 1:
             found.append(
                 f"The log covers {self.mean_weight:.0%} of what the policy would show (weights average "
                 f"{self.mean_weight:.2f}, and 1 is right): the rest had no chance to be shown, or its propensities are "
                 "too high. ips and dr count it as if it earned nothing beyond what the model expects."
             )
-        if self.mean_weight > 1 and abs(off) > FAR:
+        if self.off and self.mean_weight > 1:
             found.append(
                 f"Weights average {self.mean_weight:.2f}, and 1 is right: logged propensities are too low, or not "
                 "those of the policy that acted."
