@@ -141,7 +141,8 @@ def sent(port: int, attack: Attack) -> Outcome:
     with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as connection:
         try:
             connection.sendall(attack.content)
-            connection.shutdown(socket.SHUT_WR)
+            if not attack.answered:
+                connection.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # refused while it was still being sent; what was said of it may be read
         try:
@@ -149,7 +150,7 @@ def sent(port: int, attack: Attack) -> Outcome:
                 received += chunk
         except (ConnectionResetError, TimeoutError):
             pass
-    head, _, body = bytes(received).partition(b"\r\n\r\n")
+    head, _, body = bytes(received).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
     words = head.split(None, 2)
     status = int(words[1]) if len(words) > 1 and words[0].startswith(b"HTTP/") else 0
     return Outcome(attack, status, head, body)
@@ -216,6 +217,7 @@ def markup_in_ids(random: Random) -> Attack:
         [{"user_id": names[0], "item_id": names[1], "event_id": names[2]}],
         {"history": names, "user_id": names[0], "exclude": names},
         {"item_id": names[0], "title": names[1], "categories": [names[2]], "fields": {names[3]: names[0]}},
+        {"item_id": names[0], "title": "t", "fields": {random.choice(("\ud800", "a\udfff")): names[1]}},
         {"history": [], "filter": {names[0]: {"any": [names[1]]}}},
         {"history": [], "diversity": {"quota": {"field": names[2], "most": 1}}, "fields": [names[3]]},
     ))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import data_commands, key_commands, llm_commands, model_commands, service_commands
+from pipelines import data_commands, experiment_commands, key_commands, llm_commands, model_commands, service_commands
 from pipelines.explained import explained
 from recsys.errors import RecsysError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
 )
-for commands in (data_commands, llm_commands, model_commands, service_commands):
+for commands in (data_commands, llm_commands, model_commands, experiment_commands, service_commands):
     app.add_typer(commands.app)
 app.add_typer(key_commands.app, name="keys")
 

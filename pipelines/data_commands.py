@@ -93,6 +93,12 @@ def prepare(
     test_from: Annotated[str | None, typer.Option(help="ISO instant, UTC; in place of shares.")] = None,
     min_user_events: Annotated[int, typer.Option(min=1, help="k-core: events a user must keep.")] = 1,
     min_item_events: Annotated[int, typer.Option(min=1, help="k-core: events an item must keep.")] = 1,
+    repeats: Annotated[
+        Literal["keep", "collapse"], typer.Option(help="collapse: of a run of the same item the first event stays.")
+    ] = "keep",
+    session_gap: Annotated[
+        float, typer.Option(help="Minutes without an event that end a session; each session is a history. 0: none.")
+    ] = 0.0,
     seen: Annotated[
         Literal["auto", "exclude", "keep"],
         typer.Option(help="May items of the history be recommended? auto: keep where users repeat items."),
@@ -129,6 +135,8 @@ def prepare(
         test_from=test_from,
         min_user_events=min_user_events,
         min_item_events=min_item_events,
+        repeats=repeats,
+        session_gap=session_gap,
         seen=seen,
         extend=extend,
         retire=retire,

@@ -26,3 +26,14 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"{option} {text}: expected whole numbers such as 10,20.") from None
+
+
+MICROSECONDS = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+
+
+def duration(text: str, option: str) -> int:
+    """`90s`, `30m`, `24h` or `7d` in microseconds."""
+    amount, unit = text[:-1], text[-1:]
+    if not amount.isdecimal() or not int(amount) or unit not in MICROSECONDS:
+        raise ConfigError(f"{option} {text}: expected a duration such as 30m, 24h or 7d.")
+    return int(amount) * MICROSECONDS[unit]

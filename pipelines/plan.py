@@ -10,6 +10,7 @@ from models.registry import ModelConfig, build_config, preset
 from pipelines.earlier_runs import checked_retriever, checked_start, checked_teacher, earlier_run
 from pipelines.loading import data_config, stored_config, text_encoder, text_network
 from pipelines.settings import merge, parse_setting, read_yaml
+from recsys.batches import WindowShape
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared, open_prepared
 from recsys.pretrained import Pretrained
@@ -126,6 +127,7 @@ def make_plan(config: TrainConfig) -> Plan:
     training = build_config(TrainingConfig, sections.get("training", {}), f"training of {config.model}")
     if training.event_dropout:
         check_event_dropout(model)
+    check_windows(model, training, prepared)
     if training.epochs == 0 and config.init is None and not model.reads_sentences:
         raise ConfigError(
             f"train {model.name}: training.epochs=0 keeps weights as they come, and these would be random; give "
@@ -165,6 +167,22 @@ def check_event_dropout(model: ModelConfig) -> None:
         raise ConfigError(
             f"train {model.name}: training.event_dropout hides events, and model.loss.kind=bce would take them for "
             "items that the user does not know; choose another loss, or training.event_dropout=0."
+        )
+
+
+def check_windows(model: ModelConfig, training: TrainingConfig, prepared: Prepared) -> None:
+    """Refuses ways of cutting windows that the model or the log does not allow."""
+    if training.window_stride and not getattr(model.model_class, "weighs_events", False):
+        raise ConfigError(
+            f"train {model.name}: training.window_stride={training.window_stride} needs a model that can learn from a "
+            "part of a window (sasrec, bert4rec, rearec, hierarchical); set training.window_stride=0."
+        )
+    if training.window_stride:
+        training.window_policy.check(WindowShape(length=model.values.max_len + 1, overlap=1))
+    if training.session_gap and prepared.time == "order":
+        raise DataError(
+            f"train {model.name}: training.session_gap={training.session_gap} needs times, and {prepared.folder} only "
+            "knows the order of events; set training.session_gap=0 or ingest a log with timestamps."
         )
 
 

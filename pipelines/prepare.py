@@ -23,6 +23,7 @@ from recsys.splits import (
     split_sizes,
 )
 from recsys.steps import writing_step
+from recsys.windows import collapsed, sessions
 
 REPEAT_SHARE_TO_KEEP_SEEN = 0.01
 
@@ -32,6 +33,8 @@ class PrepareConfig:
     """Settings of `recsys prepare`; instants are ISO dates or times in UTC.
 
     `retire`: a text file of item ids, one a line, that no answer may hold any more; they keep their rows.
+    `repeats`: `collapse` leaves the first of a run of the same item; `session_gap` minutes without an event part a
+    user's events into sessions, each a history of its own (0: no sessions).
     """
 
     dataset: Path
@@ -43,6 +46,8 @@ class PrepareConfig:
     test_from: str | None = None
     min_user_events: int = 1
     min_item_events: int = 1
+    repeats: Literal["keep", "collapse"] = "keep"
+    session_gap: float = 0.0
     seen: Literal["auto", "exclude", "keep"] = "auto"
     extend: Path | None = None
     retire: Path | None = None
@@ -58,6 +63,8 @@ class PrepareConfig:
             raise ConfigError("prepare: give both --validation-from and --test-from, or neither.")
         if self.split == "last-item" and self.test_from is not None:
             raise ConfigError("prepare: --validation-from and --test-from belong to --split time, not to last-item.")
+        if self.session_gap < 0:
+            raise ConfigError(f"prepare: --session-gap {self.session_gap} must be at least 0 minutes (0: no sessions).")
 
 
 def prepare(config: PrepareConfig) -> Prepared:
@@ -65,9 +72,14 @@ def prepare(config: PrepareConfig) -> Prepared:
     dataset = open_dataset(config.dataset)
     settings = {key: value for key, value in asdict(config).items() if key not in {"overwrite", "out"}}
     retired = read_item_ids(config.retire) if config.retire is not None else []
+    if config.session_gap and dataset.time == "order":
+        raise DataError(
+            f"{dataset.folder}: its events have an order but no time, so --session-gap {config.session_gap} cannot "
+            "tell sessions; leave it out, or ingest a source with timestamps."
+        )
     inputs = [path for path in (config.dataset, config.extend, config.retire) if path is not None]
     with writing_step("prepare", config.out, config=settings, inputs=inputs, overwrite=config.overwrite) as step:
-        events = k_core(dataset.events(), config.min_user_events, config.min_item_events)
+        events = k_core(as_histories(dataset.events(), config), config.min_user_events, config.min_item_events)
         catalog = build_catalog(dataset, events, config).without(retired)
         store = SequenceStore.from_events(events, catalog)
         split, instants = make_split(store, dataset, config)
@@ -96,6 +108,14 @@ def prepare(config: PrepareConfig) -> Prepared:
             "seen": seen_rule(config, repeats),
         })
     return open_prepared(config.out)
+
+
+def as_histories(events: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
+    """Ordered events whose `user_id` names the history they are of; needs all events of a user, not all users."""
+    kept = collapsed(events) if config.repeats == "collapse" else events
+    if not config.session_gap:
+        return kept
+    return sessions(kept, config.session_gap).with_columns(user_id="session_id")
 
 
 def k_core(events: pl.DataFrame, min_user_events: int, min_item_events: int) -> pl.DataFrame:

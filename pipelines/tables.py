@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from pipelines.estimate import PolicyEstimate
 from pipelines.evaluate import Evaluation, table_rows
+from pipelines.exposed import UNITS
 from recsys.clicks import NEGATIVES
 from recsys.comparison import Difference
 from recsys.metrics import METRICS
+from recsys.off_policy import LOGGED
 
 SEEN_WORDS = {"exclude": "excluded", "keep": "kept"}
 
@@ -66,6 +69,23 @@ def comparison_table(differences: Sequence[Difference], a: str, b: str) -> Table
             f"{entry.difference:+.4f}",
             f"{entry.low:+.4f} to {entry.high:+.4f}",
             f"{entry.adjusted:.4f}",
+        )
+    return table
+
+
+def estimate_table(result: PolicyEstimate) -> Table:
+    """One row an estimator, what was shown first."""
+    table = Table(title=f"{result.policy}: {UNITS[result.reward]} a request, users resampled")
+    for column in ("estimator", "value", "95 % interval", "difference", "95 % interval "):
+        table.add_column(column, justify="left" if column == "estimator" else "right")
+    for entry in result.estimates:
+        (low, high), (least, most) = entry.interval, entry.difference_interval
+        table.add_row(
+            "(what was shown)" if entry.estimator == LOGGED else entry.estimator,
+            figure(entry.value, bold=entry.estimator == result.estimator),
+            f"{low:.4f} to {high:.4f}",
+            "" if entry.estimator == LOGGED else f"{entry.difference:+.4f}",
+            "" if entry.estimator == LOGGED else f"{least:+.4f} to {most:+.4f}",
         )
     return table
 

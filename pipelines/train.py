@@ -31,6 +31,7 @@ from recsys.steps import Step, git_commit, partial_folder, writing_step
 from recsys.text_vectors import SentenceEncoder
 from recsys.tracking import MLflowTracker, NoTracker, Tracker
 from recsys.training import Trainer, make_accelerator
+from recsys.windows import cut_windows
 
 MLFLOW_RUN = "mlflow_run_id"
 SCRATCH = ("checkpoints", ".tracking")
@@ -200,7 +201,7 @@ def teacher_of(plan: Plan) -> Teacher | None:
 
 def training_windows(plan: Plan, model: Trainable) -> TrainingWindows:
     """Of the users that are learned from; where rows of a batch are told from each other, of one catalogue a batch."""
-    windows = TrainingWindows.cut(plan.events.stops, model.window)
+    windows = cut_windows(plan.events, model.window, plan.training.window_policy)
     if not (isinstance(model, SentenceReader) and model.contrasts_rows):
         return windows
     store = plan.prepared.store

@@ -170,13 +170,15 @@ class WindowShape:
 class TrainingWindows:
     """All training windows of a dataset: events `starts:stops` of the user's history; arrays [W].
 
-    Batches are made of one of the `groups` each, but for those at the seams.
+    Batches are made of one of the `groups` each, but for those at the seams. Where windows overlap by more than their
+    model expects, events before place `taught_from` of the history are context alone: their weight is 0.
     """
 
     users: IntArray
     starts: IntArray
     stops: IntArray
     groups: IntArray
+    taught_from: IntArray | None = None
 
     @classmethod
     def cut(cls, stops: IntArray, shape: WindowShape) -> "TrainingWindows":
@@ -224,4 +226,9 @@ class TrainingWindows:
     def load(self, store: SequenceStore, chosen: IntArray) -> Windows:
         """The events of windows `chosen`."""
         starts, stops = self.starts[chosen], self.stops[chosen]
-        return store.windows(self.users[chosen], stops, int((stops - starts).max()), starts=starts)
+        windows = store.windows(self.users[chosen], stops, int((stops - starts).max()), starts=starts)
+        if self.taught_from is None:
+            return windows
+        taught = np.arange(windows.items.shape[1]) >= (self.taught_from[chosen] - starts)[:, None]
+        weights = (windows.items != PADDING) if windows.weights is None else windows.weights
+        return replace(windows, weights=(weights * taught).astype(np.float32))

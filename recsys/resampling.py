@@ -57,6 +57,10 @@ class Resamples:
         low, high = np.quantile(np.concatenate(means), [LEVEL / 2, 1 - LEVEL / 2], axis=0)
         return low, high
 
+    def totals(self, sums: FloatArray) -> FloatArray:
+        """Of sums [G, C] in every draw, [R, C]."""
+        return np.concatenate([weights @ sums for weights in _chunks(self.weights)])
+
     def p_values(self, sums: FloatArray) -> FloatArray:
         """Two-sided p-values [M] under swapping A and B for whole units: P(|sum of +-sums| >= |sum|)."""
         observed = np.abs(sums.sum(axis=0))

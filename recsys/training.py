@@ -27,6 +27,7 @@ from recsys.contracts import Refreshing, SentenceReader, Trainable, TrainableRan
 from recsys.errors import ConfigError, DataError
 from recsys.sequences import SequenceStore
 from recsys.tracking import NoTracker, Tracker
+from recsys.windows import WindowKind, WindowPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class TrainingConfig:
     with 0 all; of more than `validation_cases` a fixed sample is ranked. Of all users a fixed `user_share` is learned
     from, to see how much data a model needs (smaller shares are parts of larger ones).
     `event_dropout` is the probability that an event of a window is left out, drawn anew every time it comes.
+    How windows are cut is said by `windows`, `window_stride` and `session_gap` (minutes); see `recsys.windows`.
     With `averaging` above 0 the weights that are validated and kept are an exponential average over steps, of this
     decay (Polyak & Juditsky, 1992): what single steps of sparse data add as noise cancels out.
     """
@@ -53,6 +55,9 @@ class TrainingConfig:
     clip_norm: float = 5.0
     averaging: float = 0.0
     event_dropout: float = 0.0
+    windows: WindowKind = "sliding"
+    window_stride: int = 0
+    session_gap: float = 0.0
     user_share: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
@@ -78,10 +83,16 @@ class TrainingConfig:
                 raise ConfigError(f"training: {name}={getattr(self, name)} must lie in [0, 1).")
         if not 0 < self.user_share <= 1:
             raise ConfigError(f"training: user_share={self.user_share} must lie in (0, 1].")
+        self.window_policy  # noqa: B018 - checks itself
         if self.accumulation > self.batch_size:
             raise ConfigError(
                 f"training: accumulation={self.accumulation} cannot divide a batch of batch_size={self.batch_size}."
             )
+
+    @property
+    def window_policy(self) -> WindowPolicy:
+        """How histories are cut."""
+        return WindowPolicy(kind=self.windows, stride=self.window_stride, session_gap=self.session_gap)
 
     def rate(self, step: int, total_steps: int) -> float:
         """Learning rate of a step: linear warm-up, then constant or a cosine down to 0."""

@@ -127,7 +127,7 @@ class ItemMessage(Request):
     item_id: ItemId
     title: Text | None = None
     categories: Annotated[list[Text], Field(max_length=100)] = Field(default=[])
-    fields: Annotated[dict[str, Text], Field(max_length=100)] = Field(default={})
+    fields: Annotated[dict[FieldName, Text], Field(max_length=100)] = Field(default={})
 
     @model_validator(mode="after")
     def _names_each_attribute_once(self) -> Self:

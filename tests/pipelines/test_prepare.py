@@ -204,6 +204,7 @@ def test_the_repeat_share_counts_events_that_had_been_there_before(rows: list[Ro
         ({"validation_share": 0.0}, "must be above 0 and leave something to train on"),
         ({"test_from": "2020-01-01"}, "give both --validation-from and --test-from, or neither"),
         ({"split": "last-item", **INSTANTS}, "belong to --split time, not to last-item"),
+        ({"session_gap": -1.0}, "--session-gap -1.0 must be at least 0 minutes"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], said: str) -> None:
@@ -263,3 +264,26 @@ def test_only_known_items_can_be_retired(tmp_path: Path) -> None:
         prepare(PrepareConfig(dataset=dataset, out=tmp_path / "prepared", retire=gone))
     with pytest.raises(DataError, match=r"absent.txt: no such file; --retire needs"):
         prepare(PrepareConfig(dataset=dataset, out=tmp_path / "prepared", retire=tmp_path / "absent.txt"))
+
+
+MINUTE = 60_000_000
+
+
+def test_sessions_are_histories_of_their_own(tmp_path: Path) -> None:
+    times = {"ann": (0, 10, 50, 60), "bob": (5, 36, 66)}
+    rows = [(user, item, time * MINUTE) for user in times for item, time in zip("abcd", times[user], strict=False)]
+    prepared = prepared_from(tmp_path, rows, session_gap=30.0, validation_share=0.3, test_share=0.3)
+    assert prepared.store.user_ids.to_list() == ["ann/1", "ann/2", "bob/1", "bob/2"]
+    assert prepared.store.lengths.tolist() == [2, 2, 1, 2], "half an hour without an event does not end a session"
+    assert prepared.store.item_idx.tolist() == [1, 2, 3, 4, 1, 2, 3]
+    dataset = write_dataset(tmp_path / "ordered", rows, time="order")
+    with pytest.raises(DataError, match=r"so --session-gap 30.0 cannot tell sessions; leave it out"):
+        prepare(PrepareConfig(dataset=dataset, out=tmp_path / "refused", split="last-item", session_gap=30.0))
+
+
+def test_runs_collapse_before_the_core(tmp_path: Path) -> None:
+    rows = [(user, item, place * MINUTE) for user in ("ann", "bob") for place, item in enumerate("aabbbacca")]
+    prepared = prepared_from(tmp_path, rows, repeats="collapse", split="last-item")
+    assert prepared.store.item_idx.tolist() == [1, 2, 1, 3, 1] * 2
+    assert prepared.store.timestamp[:5].tolist() == [place * MINUTE for place in (0, 2, 5, 6, 8)]
+    assert prepared.seen == "keep", "what is left still repeats"

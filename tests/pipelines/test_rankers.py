@@ -336,6 +336,12 @@ def test_what_rankers_cannot_do_is_refused(
     thinned = {"settings": ("training.event_dropout=0.1",), "tracking": False}
     with pytest.raises(ConfigError, match=r"event_dropout hides events, and their items could be drawn as negatives"):
         make_plan(TrainConfig(data=prepared.folder, model="dare", out=tmp_path / "run", **thinned))
+    with pytest.raises(ConfigError, match="window_stride=3 needs a model that can learn from a part of a window"):
+        make_plan(
+            replace(
+                TrainConfig(data=prepared.folder, model="dare", out=tmp_path), settings=("training.window_stride=3",)
+            )
+        )
     with pytest.raises(ConfigError, match="sweep: hierarchical learns from a teacher, which trials are not given"):
         make_search(SweepConfig(data=prepared.folder, model="hierarchical", out=tmp_path / "sweep"))
     with pytest.raises(ConfigError, match="holds 'dare', which ranks what another model has found"):

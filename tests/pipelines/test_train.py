@@ -10,7 +10,7 @@ from builders import random_rows, write_dataset
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from tiny import tiny_prepared
-from training import epochs, trained
+from training import SMALL, epochs, trained
 
 from models.markov import Markov, MarkovConfig
 from pipelines.loading import run_model
@@ -18,7 +18,7 @@ from pipelines.plan import TrainConfig, make_plan
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
 from pipelines.settings import deep_merged, parse_setting
-from pipelines.train import train
+from pipelines.train import train, training_windows
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import mean_metrics, rank_cases
 from recsys.losses import LossConfig
@@ -197,6 +197,10 @@ def test_a_run_with_popular_negatives_knows_the_counts(prepared: Prepared, tmp_p
             ("training.event_dropout=0.2", "model.positions=none", "model.loss.kind=bce"),
             "train sasrec: .*kind=bce would take them for items that the user does not know; choose another loss",
         ),
+        (("training.windows=newest",), "training of sasrec: windows='newest' is not usable"),
+        (("training.windows=last", "training.window_stride=2"), "kind=last has one window, so stride=2 has no meaning"),
+        (("training.window_stride=7",), "stride=7 would leave out events between windows of 7; choose at most 6"),
+        (("training.session_gap=-1",), r"session_gap=-1.0 must be at least 0"),
         (("optimizer.rate=1",), "--set optimizer.rate=1: no section 'optimizer'; known are model, training"),
         (("model.dropout",), r"--set model.dropout: expected section.key=value"),
         (("dropout=0.1",), r"--set dropout=0.1: expected section.key=value"),
@@ -296,3 +300,32 @@ def test_a_run_of_an_earlier_version_may_be_begun_with(tmp_path: Path) -> None:
     begun = trained(data, tmp_path / "second", "training.epochs=0", init=run.folder)
     first, second = (load_file(folder / "model.safetensors") for folder in (run.folder, begun.folder))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_windows_are_cut_as_training_says(tmp_path: Path) -> None:
+    """The newest window alone and short sessions teach less; a stride teaches the same events with more context."""
+    dataset = write_dataset(tmp_path / "dataset", random_rows(0, 12, 9, 300))
+    timed = prepare(PrepareConfig(dataset=dataset, out=tmp_path / "prepared"))
+    counts = {}
+    for setting in ("windows=sliding", "windows=last", "window_stride=2", "session_gap=0.2"):
+        settings = (*SMALL, f"training.{setting}")
+        plan = make_plan(TrainConfig(data=timed.folder, model="sasrec", out=tmp_path / "run", settings=settings))
+        windows = training_windows(plan, plan.model.model_class(plan.model.values))
+        first = windows.starts if windows.taught_from is None else windows.taught_from
+        counts[setting] = (len(windows), int((windows.stops - np.maximum(first, windows.starts + 1)).sum()))
+    default = counts["windows=sliding"]
+    assert counts["windows=last"][0] == 12
+    assert counts["windows=last"][1] < default[1]
+    assert counts["window_stride=2"][0] > default[0]
+    assert counts["window_stride=2"][1] == default[1] == 240 - 12
+    assert counts["session_gap=0.2"][1] < default[1]
+    run = trained(timed, tmp_path / "run", "training.window_stride=2", "training.epochs=1")
+    assert run.manifest["counts"]["windows"] == counts["window_stride=2"][0]
+
+
+def test_sessions_need_times(tmp_path: Path) -> None:
+    rows = [(user, item, place) for user in "uvw" for place, item in enumerate("abcd")]
+    dataset = write_dataset(tmp_path / "dataset", rows, time="order")
+    ordered = prepare(PrepareConfig(dataset=dataset, out=tmp_path / "prepared", split="last-item"))
+    with pytest.raises(DataError, match=r"training.session_gap=5.0 needs times, and .* only knows the order of events"):
+        trained(ordered, tmp_path / "run", "training.session_gap=5")

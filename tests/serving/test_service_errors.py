@@ -21,6 +21,7 @@ import pytest
         ("recommend", [], "body", "valid dictionary"),
         ("events", {"user_id": "ann"}, "0.item_id", "Field required"),
         ("events", [], "body", "at least 1 item"),
+        ("items", {"item_id": "a", "fields": {"": "x"}}, "0.fields..[key]", "at least 1 character"),
         ("events", [{"user_id": "ann", "item_id": "a"}, 7], "1", "valid dictionary"),
         ("events", {"user_id": "ann", "item_id": "a", "x": 1}, "0.x", "Extra inputs"),
         ("events", {"user_id": "ann", "item_id": "a", "timestamp": 1_700_000_000}, "0.timestamp", "give microseconds"),
