@@ -11,10 +11,11 @@ import yaml
 
 from models.registry import MODELS, build_config, is_ranker, is_student, model_config, preset
 from pipelines.guardrails import Guardrail, with_standard
-from pipelines.ingest import Duplicates, IngestConfig
+from pipelines.ingest import IngestConfig
 from pipelines.prepare import PrepareConfig
 from pipelines.settings import merge, parse_setting, read_yaml
 from recsys.errors import ConfigError, DataError
+from recsys.increments import Duplicates
 from recsys.readers import SourceFormat
 from recsys.splits import Part
 from recsys.timestamps import TimeUnit

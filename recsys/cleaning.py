@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from recsys.errors import DataError
+from recsys.partitions import in_order
 from recsys.schema import ROLES, Events, Rejected, TimeKind
 from recsys.source_files import PROBLEM, ROW, RawTable, as_integers
 from recsys.timestamps import EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE, TimeUnit, to_microseconds
@@ -53,11 +54,19 @@ def clean(table: RawTable, roles: Mapping[str, str], unit: TimeUnit, first_order
     return CleanRows(events=events, rejected=rejected)
 
 
+def no_rows() -> CleanRows:
+    """Rows of no source."""
+    events = Events.create_empty().select(ROLES)
+    bookkeeping = {SOURCE: pl.String, ROW: pl.Int64, ORDER: pl.Int64}
+    return CleanRows(
+        events=events.with_columns(pl.lit(None, kind).alias(name) for name, kind in bookkeeping.items()),
+        rejected=Rejected.create_empty(),
+    )
+
+
 def order_events(events: pl.DataFrame) -> pl.DataFrame:
     """By (user_id, timestamp, source order); stable, and users in the order of their ids' UTF-8 bytes."""
-    users = pl.Enum(events["user_id"].unique().sort())
-    rank = pl.col("user_id").cast(users).to_physical()
-    return events.sort(rank, "timestamp", ORDER, maintain_order=True)
+    return in_order(events, ORDER)
 
 
 def without_duplicates(events: pl.DataFrame) -> CleanRows:
@@ -83,13 +92,19 @@ def validated(rows: CleanRows) -> CleanRows:
     return CleanRows(events=Events.validate(rows.events.select(ROLES)), rejected=Rejected.validate(rows.rejected))
 
 
+def repeated_events(events: pl.DataFrame) -> int:
+    """Events whose item their user had before."""
+    return len(events) - events.select("user_id", "item_id").n_unique()
+
+
 def log_counts(rows: CleanRows, time: TimeKind) -> dict[str, Any]:
     """What the manifest says of ordered events; shares are of all accepted events, times are as stored.
 
-    `tied_share`: events with the timestamp of the same user's event before them, whose order is the source's.
-    `repeat_share`: events whose item the user had before.
+    `tied_events`: those with the timestamp of the same user's event before them, whose order is the source's.
+    `repeated_events`: those whose item the user had before.
     """
     events, rejected = rows.events, rows.rejected
+    tied, repeated = int(tied_with_previous(events).sum()), repeated_events(events)
     return {
         "rows": len(events) + len(rejected),
         "accepted": len(events),
@@ -99,8 +114,10 @@ def log_counts(rows: CleanRows, time: TimeKind) -> dict[str, Any]:
         "time": time,
         "first_timestamp": events["timestamp"].min(),
         "last_timestamp": events["timestamp"].max(),
-        "tied_share": round(int(tied_with_previous(events).sum()) / len(events), 6),
-        "repeat_share": round(1 - events.select("user_id", "item_id").n_unique() / len(events), 6),
+        "tied_events": tied,
+        "repeated_events": repeated,
+        "tied_share": round(tied / len(events), 6),
+        "repeat_share": round(repeated / len(events), 6),
     }
 
 

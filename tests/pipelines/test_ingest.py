@@ -150,7 +150,7 @@ def test_parts_together_are_the_dataset(tmp_path: Path, monkeypatch: pytest.Monk
     whole = ingested(source, duplicates="keep").events()
     monkeypatch.setattr(ingest_module, "write_events", lambda events, folder: WRITE_EVENTS(events, folder, 20))
     parted = ingest(IngestConfig(sources=(source,), out=tmp_path / "parted", duplicates="keep"))
-    assert parted.manifest["counts"]["parts"] == 3
+    assert parted.manifest["counts"]["parts"] == 4
     assert not parted.events().equals(whole)
     assert parted.events().sort("user_id", maintain_order=True).equals(whole)
 
@@ -201,7 +201,7 @@ def test_sources_must_agree(tmp_path: Path) -> None:
     timed, untimed = write(tmp_path, "user,item,ts\na,x,1\n", "1.csv"), write(tmp_path, "user,item\na,x\n", "2.csv")
     with pytest.raises(DataError, match=r"2\.csv: has no timestamp column, while the sources before it have a"):
         ingested(timed, untimed)
-    lists = [write(tmp_path, '["x"]\n', name) for name in ("1.jsonl", "2.jsonl")]
+    lists = [write(tmp_path, f'["{name}"]\n', name) for name in ("1.jsonl", "2.jsonl")]
     with pytest.raises(DataError, match=r"its users are line numbers, which repeat in the other 1 sources"):
         ingested(*lists)
     with pytest.raises(ConfigError, match="no source was named"):
