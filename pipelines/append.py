@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.ingest import IngestConfig, Log, read_item_table, read_log, without_copies
+from pipelines.ingest import IngestConfig, Log, read_item_table, read_log, refuse_more_than_allowed, without_copies
 from pipelines.reporter import Reporter
 from recsys.cleaning import refuse_wrong_unit, validated
 from recsys.drift import drift, part_figures
@@ -81,12 +81,11 @@ def write_appended(step: Step, dataset: Dataset, config: IngestConfig, part: Par
     file = write_events_of(step, dataset, added)
     items.write_parquet(step.folder / "items.parquet")
     joined_rejected(dataset.rejected(), added.rows.rejected).write_parquet(step.folder / "rejected.parquet")
-    entry = {
+    entry = part_entry(dataset, added, new_items) | {
         "left_out": [str(path) for path in part.copies],
         "follows": sha256(dataset.folder / MANIFEST),
         "file": file,
     }
-    entry |= part_entry(dataset, added, new_items)
     step.counts["drift"] = entry["drift"]
     for warning in entry["drift"]["warnings"]:
         reporter.say(f"drift: {warning}")
@@ -142,6 +141,7 @@ def read_part(config: IngestConfig, dataset: Dataset, sources: Sequence[Path], r
     if log.users_are_lines:
         raise DataError(f"{sources[0]}: its users are line numbers, which {dataset.folder} has as well.")
     refuse_wrong_unit(log.rows, log.time_unit)
+    refuse_more_than_allowed(log, config)
     return log
 
 

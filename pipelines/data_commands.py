@@ -34,6 +34,10 @@ def ingest(
     duplicates: Annotated[
         Literal["drop", "keep"], typer.Option(help="What to do with exact repeats of an event.")
     ] = "drop",
+    max_rejected: Annotated[
+        str | None,
+        typer.Option(help="Most rows that may be no events, 1% or 100; beyond, exit code 3. Duplicates do not count."),
+    ] = None,
     append: Annotated[
         bool, typer.Option("--append", help="Add the sources to the dataset in --out, read as its others were.")
     ] = False,
@@ -61,6 +65,7 @@ def ingest(
         items=items,
         items_mapping=pairs(items_map, "--items-map"),
         duplicates=duplicates,
+        max_rejected=max_rejected,
         overwrite=overwrite,
     )
     dataset = add(config, out, Reporter()) if append else run(config, Reporter())

@@ -13,9 +13,11 @@ from recsys.cleaning import (
     CleanRows,
     clean,
     log_counts,
+    most_rejected,
     no_rows,
     order_events,
     refuse_empty,
+    refuse_too_many,
     refuse_wrong_unit,
     validated,
     without_duplicates,
@@ -41,6 +43,7 @@ class IngestConfig:
 
     `mapping`: role -> column, an empty column says that the role is not there. `columns`: names of the fields of
     files without a header. `items`: item table; None takes a RecBole `.item` file beside its `.inter` file.
+    `max_rejected`: share (`1%`) or number of rows that may be no events; duplicates do not count.
     """
 
     sources: tuple[Path, ...]
@@ -54,6 +57,7 @@ class IngestConfig:
     items: Path | None = None
     items_mapping: Mapping[str, str] = field(default_factory=dict)
     duplicates: Duplicates = "drop"
+    max_rejected: str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -66,6 +70,8 @@ class IngestConfig:
             raise ConfigError(f"--map {unknown[0]}=...: not a role; choose from {', '.join(ROLES)}.")
         if not self.delimiter and self.delimiter is not None:
             raise ConfigError("ingest: delimiter='' splits nothing; leave it out, or name one such as ';'.")
+        if self.max_rejected is not None:
+            most_rejected(self.max_rejected, 0)
         inside = [source for source in self.sources if source.resolve().is_relative_to(self.out.resolve())]
         if inside:
             raise ConfigError(f"--out {self.out} holds the source {inside[0]}; choose another folder.")
@@ -93,6 +99,7 @@ def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
         log = read_log(own, config, reporter or Reporter(quiet=True))
         refuse_wrong_unit(log.rows, log.time_unit)
         refuse_empty(log.rows, sources)
+        refuse_more_than_allowed(log, config)
         rows = validated(arrange(log, config.duplicates))
         step.counts.update(log_counts(rows, log.time), time_unit=log.time_unit, roles=log.roles, layouts=log.layouts)
         table, table_counts = read_item_table(items_path, config)
@@ -157,6 +164,14 @@ def read_log(sources: Sequence[Path], config: IngestConfig, reporter: Reporter, 
         roles=roles,
         users_are_lines=users_are_lines,
     )
+
+
+def refuse_more_than_allowed(log: Log, config: IngestConfig) -> None:
+    """Ends the step where more rows than `config.max_rejected` are no events; they are kept beside `config.out`."""
+    if config.max_rejected is not None:
+        rows = len(log.rows.events) + len(log.rows.rejected)
+        kept = config.out.with_name(f"{config.out.name}.rejected.parquet")
+        refuse_too_many(log.rows.rejected, rows, config.max_rejected, kept)
 
 
 def arrange(log: Log, duplicates: Duplicates) -> CleanRows:

@@ -39,6 +39,7 @@ class IngestSection:
     items: Path | None = None
     items_map: Mapping[str, str] = field(default_factory=dict)
     duplicates: Duplicates = "drop"
+    max_rejected: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,8 @@ class PipelineConfig:
     def result_settings(self) -> dict[str, Any]:
         """What a cycle's result depends on, files apart: those are told by their content."""
         sections = {name: value for name, value in asdict(self).items() if name in RESULT_SECTIONS}
-        sections["ingest"].pop("items")
+        for name in ("items", "max_rejected"):
+            sections["ingest"].pop(name)
         sections["prepare"].pop("retire")
         return sections
 
@@ -177,6 +179,7 @@ class PipelineConfig:
             items=section.items,
             items_mapping=section.items_map,
             duplicates=section.duplicates,
+            max_rejected=section.max_rejected,
             overwrite=True,
         )
 

@@ -23,7 +23,7 @@ from recsys.cleaning import (
     without_duplicates,
 )
 from recsys.schema import ROLES, Dataset
-from recsys.source_files import ROW
+from recsys.source_files import LINE, ROW
 from recsys.steps import MANIFEST, sha256
 
 Duplicates = Literal["drop", "keep"]
@@ -49,6 +49,7 @@ def increment(before: pl.DataFrame, part: CleanRows, duplicates: Duplicates) -> 
     earlier = before.with_columns(
         pl.lit("").alias(SOURCE),
         pl.lit(0, pl.Int64).alias(ROW),
+        pl.lit(None, pl.Int64).alias(LINE),
         pl.int_range(-len(before), 0, dtype=pl.Int64, eager=True).alias(ORDER),
     ).select(*ROLES, *BOOKKEEPING)
     merged = order_events(pl.concat([earlier, part.events.select(*ROLES, *BOOKKEEPING)]))

@@ -40,10 +40,12 @@ class Items(dy.Schema):
 
 
 class Rejected(dy.Schema):
-    """One row that did not become an event: where it stood (1-based data row), why, and what it held."""
+    """One row that did not become an event: where it stood (1-based data row, and line of the file where it has lines),
+    why, and what it held."""
 
     source = dy.String(nullable=False)
     row = dy.Int64(nullable=False)
+    line = dy.Int64(nullable=True)
     reason = dy.String(nullable=False)
     content = dy.String(nullable=False)
 
