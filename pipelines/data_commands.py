@@ -34,13 +34,22 @@ def ingest(
     duplicates: Annotated[
         Literal["drop", "keep"], typer.Option(help="What to do with exact repeats of an event.")
     ] = "drop",
+    max_rejected: Annotated[
+        str | None,
+        typer.Option(help="Most rows that may be no events, 1% or 100; beyond, exit code 3. Duplicates do not count."),
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the sources to the dataset in --out, read as its others were.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Read logs into a validated dataset; rows that are no events are kept in rejected.parquet.
 
-    Example: `recsys ingest logs/*.csv.gz --map user_id=uid --map item_id=sku --out data/shop`
+    Examples: `recsys ingest logs/*.csv.gz --map user_id=uid --map item_id=sku --out data/shop`,
+    `recsys ingest logs/2026-03-02.csv.gz --append --out data/shop`
     """
+    from pipelines.append import append as add
     from pipelines.ingest import IngestConfig
     from pipelines.ingest import ingest as run
 
@@ -56,9 +65,11 @@ def ingest(
         items=items,
         items_mapping=pairs(items_map, "--items-map"),
         duplicates=duplicates,
+        max_rejected=max_rejected,
         overwrite=overwrite,
     )
-    finish(out, run(config, Reporter()).manifest, as_json)
+    dataset = add(config, out, Reporter()) if append else run(config, Reporter())
+    finish(out, dataset.manifest, as_json)
 
 
 @app.command()

@@ -1,10 +1,10 @@
 """`recsys ingest`: log files -> validated dataset. Formats, roles and rejected rows: docs/ingest.md."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import polars as pl
 
@@ -13,13 +13,18 @@ from recsys.cleaning import (
     CleanRows,
     clean,
     log_counts,
+    most_rejected,
+    no_rows,
     order_events,
     refuse_empty,
+    refuse_too_many,
     refuse_wrong_unit,
     validated,
     without_duplicates,
 )
+from recsys.drift import part_figures
 from recsys.errors import ConfigError, DataError
+from recsys.increments import Duplicates
 from recsys.item_table import all_items, read_items, sibling_item_table
 from recsys.partitions import write_events
 from recsys.readers import SourceFormat, read_table
@@ -29,7 +34,6 @@ from recsys.source_files import RawTable, ReadOptions, expand_sources
 from recsys.steps import writing_step
 from recsys.timestamps import TimeUnit, guess_unit
 
-Duplicates = Literal["drop", "keep"]
 TAB_AS_TYPED = ("\\t", "tab")
 
 
@@ -39,6 +43,7 @@ class IngestConfig:
 
     `mapping`: role -> column, an empty column says that the role is not there. `columns`: names of the fields of
     files without a header. `items`: item table; None takes a RecBole `.item` file beside its `.inter` file.
+    `max_rejected`: share (`1%`) or number of rows that may be no events; duplicates do not count.
     """
 
     sources: tuple[Path, ...]
@@ -52,6 +57,7 @@ class IngestConfig:
     items: Path | None = None
     items_mapping: Mapping[str, str] = field(default_factory=dict)
     duplicates: Duplicates = "drop"
+    max_rejected: str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -64,6 +70,8 @@ class IngestConfig:
             raise ConfigError(f"--map {unknown[0]}=...: not a role; choose from {', '.join(ROLES)}.")
         if not self.delimiter and self.delimiter is not None:
             raise ConfigError("ingest: delimiter='' splits nothing; leave it out, or name one such as ';'.")
+        if self.max_rejected is not None:
+            most_rejected(self.max_rejected, 0)
         inside = [source for source in self.sources if source.resolve().is_relative_to(self.out.resolve())]
         if inside:
             raise ConfigError(f"--out {self.out} holds the source {inside[0]}; choose another folder.")
@@ -78,6 +86,7 @@ class Log:
     time_unit: TimeUnit | None
     layouts: dict[str, int]
     roles: dict[str, str]
+    users_are_lines: bool = False
 
 
 def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
@@ -86,26 +95,49 @@ def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
     items_path = config.items or sibling_item_table(sources)
     inputs = [*sources, *expand_sources([items_path] if items_path else [])]
     with writing_step("ingest", config.out, config=asdict(config), inputs=inputs, overwrite=config.overwrite) as step:
-        log = read_log(sources, config, reporter or Reporter(quiet=True))
+        own, copies = without_copies(sources, [entry["sha256"] for entry in step.inputs[: len(sources)]])
+        log = read_log(own, config, reporter or Reporter(quiet=True))
         refuse_wrong_unit(log.rows, log.time_unit)
         refuse_empty(log.rows, sources)
+        refuse_more_than_allowed(log, config)
         rows = validated(arrange(log, config.duplicates))
         step.counts.update(log_counts(rows, log.time), time_unit=log.time_unit, roles=log.roles, layouts=log.layouts)
         table, table_counts = read_item_table(items_path, config)
-        items, match_counts = all_items(rows.events, table)
+        seen = rows.events.select(pl.col("item_id").unique())
+        items, match_counts = all_items(seen, table)
         if items_path:
             step.counts["item_table"] = {"path": str(items_path), **table_counts, **match_counts}
         step.counts["parts"] = write_events(rows.events, step.folder / "events")
         items.write_parquet(step.folder / "items.parquet")
         rows.rejected.write_parquet(step.folder / "rejected.parquet")
+        figures = part_figures(rows.events, rows.rejected, step.counts["users"], step.counts["items"])
+        left_out = [str(path) for path in copies]
+        step.history = [
+            {"sources": len(sources), "left_out": left_out, "follows": None, "file": None, "figures": figures}
+        ]
     return open_dataset(config.out)
 
 
-def read_log(sources: Sequence[Path], config: IngestConfig, reporter: Reporter) -> Log:
-    """Reads and cleans one source after the other; the first one with numbers for times decides their unit."""
+def without_copies(
+    sources: Sequence[Path], hashes: Iterable[str], known: Set[str] = frozenset()
+) -> tuple[list[Path], list[Path]]:
+    """Files with content of their own, and those whose content has a known hash or that of a file before them."""
+    seen = set(known)
+    own, copies = list[Path](), list[Path]()
+    for source, content in zip(sources, hashes, strict=True):
+        (copies if content in seen else own).append(source)
+        seen.add(content)
+    return own, copies
+
+
+def read_log(sources: Sequence[Path], config: IngestConfig, reporter: Reporter, first_row: int = 0) -> Log:
+    """Reads and cleans one source after the other; the first one with numbers for times decides their unit.
+
+    `first_row` rows came before these: where there are no times, the number of a row stands in for them.
+    """
     delimiter = "\t" if config.delimiter in TAB_AS_TYPED else config.delimiter
     options = ReadOptions(columns=config.columns, delimiter=delimiter, encoding=config.encoding)
-    unit, rows, cleaned = config.time_unit, 0, list[CleanRows]()
+    unit, rows, cleaned, users_are_lines = config.time_unit, first_row, [no_rows()], False
     layouts, roles = Counter[str](), dict[str, str]()
     with reporter.task("ingest", len(sources)) as advance:
         for source in sources:
@@ -117,6 +149,7 @@ def read_log(sources: Sequence[Path], config: IngestConfig, reporter: Reporter) 
                 unit = guess_unit(table.frame[roles["timestamp"]])
             cleaned.append(clean(table, roles, "s" if unit == "auto" else unit, first_order=rows))
             rows += len(table.frame)
+            users_are_lines |= table.users_are_lines
             layouts[table.layout] += 1
             advance(1, f"{rows} rows")
     has_time = "timestamp" in roles
@@ -129,7 +162,16 @@ def read_log(sources: Sequence[Path], config: IngestConfig, reporter: Reporter) 
         time_unit=("iso" if unit == "auto" else unit) if has_time else None,
         layouts=dict(layouts),
         roles=roles,
+        users_are_lines=users_are_lines,
     )
+
+
+def refuse_more_than_allowed(log: Log, config: IngestConfig) -> None:
+    """Ends the step where more rows than `config.max_rejected` are no events; they are kept beside `config.out`."""
+    if config.max_rejected is not None:
+        rows = len(log.rows.events) + len(log.rows.rejected)
+        kept = config.out.with_name(f"{config.out.name}.rejected.parquet")
+        refuse_too_many(log.rows.rejected, rows, config.max_rejected, kept)
 
 
 def arrange(log: Log, duplicates: Duplicates) -> CleanRows:

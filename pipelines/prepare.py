@@ -1,15 +1,19 @@
 """`recsys prepare`: a dataset becomes a catalogue, CSR histories, a split and its evaluation cases."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
 from recsys.catalog import Catalog
+from recsys.cleaning import repeated_events
 from recsys.errors import ConfigError, DataError
+from recsys.growth import grown
+from recsys.increments import added_since
 from recsys.prepared import Prepared, SeenRule, open_prepared
 from recsys.schema import Dataset, open_dataset
 from recsys.sequences import SequenceStore
@@ -79,9 +83,8 @@ def prepare(config: PrepareConfig) -> Prepared:
         )
     inputs = [path for path in (config.dataset, config.extend, config.retire) if path is not None]
     with writing_step("prepare", config.out, config=settings, inputs=inputs, overwrite=config.overwrite) as step:
-        events = k_core(as_histories(dataset.events(), config), config.min_user_events, config.min_item_events)
-        catalog = build_catalog(dataset, events, config).without(retired)
-        store = SequenceStore.from_events(events, catalog)
+        found = grown_histories(dataset, config) or all_histories(dataset, config)
+        catalog, store = found.catalog.without(retired), found.store
         split, instants = make_split(store, dataset, config)
         catalog.save(step.folder / "catalog.parquet")
         catalog_items(dataset, catalog).write_parquet(step.folder / "items.parquet")
@@ -91,7 +94,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         for part, table in cases.items():
             table.write_parquet(step.folder / f"{part}.parquet")
         train, validation, test = split_sizes(store, split)
-        repeats = repeat_share(events)
+        repeats = found.repeated / store.num_events
         step.counts.update({
             "users": store.num_users,
             "items": catalog.num_items,
@@ -104,6 +107,7 @@ def prepare(config: PrepareConfig) -> Prepared:
             **instants,
             "time": dataset.time,
             **({"sources": dataset.manifest["counts"]["sources"]} if "sources" in dataset.manifest["counts"] else {}),
+            "repeated_events": found.repeated,
             "repeat_share": repeats,
             "seen": seen_rule(config, repeats),
         })
@@ -116,6 +120,48 @@ def as_histories(events: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
     if not config.session_gap:
         return kept
     return sessions(kept, config.session_gap).with_columns(user_id="session_id")
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Catalogue, histories, and how many events repeat an item of their user's."""
+
+    catalog: Catalog
+    store: SequenceStore
+    repeated: int
+
+
+def all_histories(dataset: Dataset, config: PrepareConfig) -> Histories:
+    """From every event of the dataset."""
+    events = k_core(as_histories(dataset.events(), config), config.min_user_events, config.min_item_events)
+    catalog = build_catalog(dataset, events["item_id"], config)
+    return Histories(catalog, SequenceStore.from_events(events, catalog), repeated_events(events))
+
+
+def grown_histories(dataset: Dataset, config: PrepareConfig) -> Histories | None:
+    """The histories of `config.extend` with what was appended to the dataset since, equal to `all_histories`.
+
+    None where that would not be exact: another dataset, one whose parts were written anew since, a k-core, in which an
+    event of one user can bring back or keep out events of any other, or histories that are not all events of a user.
+    """
+    if config.extend is None or not keeps_all_events(asdict(config)):
+        return None
+    before = open_prepared(config.extend)
+    counts = before.manifest["counts"]
+    added = added_since(dataset, before.manifest["inputs"][0]["sha256"])
+    if added is None or not keeps_all_events(before.manifest["config"]):
+        return None
+    catalog = build_catalog(dataset, dataset.items()["item_id"], config)  # every item of the events is in it
+    if not any(map(len, added)):
+        return Histories(catalog, before.store, counts["repeated_events"])
+    growth = grown(before.store, added, catalog, dataset.manifest["counts"]["parts"])
+    return Histories(catalog, growth.store, counts["repeated_events"] + growth.more_repeated)
+
+
+def keeps_all_events(settings: Mapping[str, Any]) -> bool:
+    """Whether histories made with these settings, which a manifest may hold, are all events of one user each."""
+    whole = settings["min_user_events"] <= 1 and settings["min_item_events"] <= 1
+    return whole and settings.get("repeats", "keep") == "keep" and not settings.get("session_gap")
 
 
 def k_core(events: pl.DataFrame, min_user_events: int, min_item_events: int) -> pl.DataFrame:
@@ -138,9 +184,8 @@ def k_core(events: pl.DataFrame, min_user_events: int, min_item_events: int) -> 
     return kept
 
 
-def build_catalog(dataset: Dataset, events: pl.DataFrame, config: PrepareConfig) -> Catalog:
-    """All items of the kept events; items known only by their description join when no k-core was asked for."""
-    ids = events["item_id"]
+def build_catalog(dataset: Dataset, ids: pl.Series, config: PrepareConfig) -> Catalog:
+    """All items of the kept events (`ids`); items known only by their description join when no k-core was asked for."""
     if config.min_item_events <= 1:
         ids = pl.concat([ids, dataset.items()["item_id"]])
     if config.extend is None:
@@ -197,11 +242,6 @@ def iso(timestamp: int) -> str:
     seconds, microseconds = divmod(timestamp, 1_000_000)
     fraction = f".{microseconds:06}" if microseconds else ""
     return f"{np.datetime64(seconds, 's')}{fraction}+00:00"
-
-
-def repeat_share(events: pl.DataFrame) -> float:
-    """Share of events whose user had the same item before."""
-    return 1 - events.select("user_id", "item_id").n_unique() / len(events)
 
 
 def seen_rule(config: PrepareConfig, repeats: float) -> SeenRule:

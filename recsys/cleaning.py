@@ -12,9 +12,10 @@ from typing import Any
 
 import polars as pl
 
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError, GateError
+from recsys.partitions import in_order
 from recsys.schema import ROLES, Events, Rejected, TimeKind
-from recsys.source_files import PROBLEM, ROW, RawTable, as_integers
+from recsys.source_files import LINE, PROBLEM, ROW, RawTable, as_integers
 from recsys.timestamps import EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE, TimeUnit, to_microseconds
 
 MISSING_USER = "missing user_id"
@@ -29,7 +30,7 @@ REASONS = (MISSING_USER, MISSING_ITEM, MISSING_TIME, BAD_TIME, IMPLAUSIBLE_TIME,
 SOURCE = "#source"
 ORDER = "#order"
 REASON = "#reason"
-BOOKKEEPING = (SOURCE, ROW, ORDER)
+BOOKKEEPING = (SOURCE, ROW, LINE, ORDER)
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,19 @@ def clean(table: RawTable, roles: Mapping[str, str], unit: TimeUnit, first_order
     return CleanRows(events=events, rejected=rejected)
 
 
+def no_rows() -> CleanRows:
+    """Rows of no source."""
+    events = Events.create_empty().select(ROLES)
+    bookkeeping = {SOURCE: pl.String, ROW: pl.Int64, LINE: pl.Int64, ORDER: pl.Int64}
+    return CleanRows(
+        events=events.with_columns(pl.lit(None, kind).alias(name) for name, kind in bookkeeping.items()),
+        rejected=Rejected.create_empty(),
+    )
+
+
 def order_events(events: pl.DataFrame) -> pl.DataFrame:
     """By (user_id, timestamp, source order); stable, and users in the order of their ids' UTF-8 bytes."""
-    users = pl.Enum(events["user_id"].unique().sort())
-    rank = pl.col("user_id").cast(users).to_physical()
-    return events.sort(rank, "timestamp", ORDER, maintain_order=True)
+    return in_order(events, ORDER)
 
 
 def without_duplicates(events: pl.DataFrame) -> CleanRows:
@@ -83,13 +92,19 @@ def validated(rows: CleanRows) -> CleanRows:
     return CleanRows(events=Events.validate(rows.events.select(ROLES)), rejected=Rejected.validate(rows.rejected))
 
 
+def repeated_events(events: pl.DataFrame) -> int:
+    """Events whose item their user had before."""
+    return len(events) - events.select("user_id", "item_id").n_unique()
+
+
 def log_counts(rows: CleanRows, time: TimeKind) -> dict[str, Any]:
     """What the manifest says of ordered events; shares are of all accepted events, times are as stored.
 
-    `tied_share`: events with the timestamp of the same user's event before them, whose order is the source's.
-    `repeat_share`: events whose item the user had before.
+    `tied_events`: those with the timestamp of the same user's event before them, whose order is the source's.
+    `repeated_events`: those whose item the user had before.
     """
     events, rejected = rows.events, rows.rejected
+    tied, repeated = int(tied_with_previous(events).sum()), repeated_events(events)
     return {
         "rows": len(events) + len(rejected),
         "accepted": len(events),
@@ -99,8 +114,10 @@ def log_counts(rows: CleanRows, time: TimeKind) -> dict[str, Any]:
         "time": time,
         "first_timestamp": events["timestamp"].min(),
         "last_timestamp": events["timestamp"].max(),
-        "tied_share": round(int(tied_with_previous(events).sum()) / len(events), 6),
-        "repeat_share": round(1 - events.select("user_id", "item_id").n_unique() / len(events), 6),
+        "tied_events": tied,
+        "repeated_events": repeated,
+        "tied_share": round(tied / len(events), 6),
+        "repeat_share": round(repeated / len(events), 6),
     }
 
 
@@ -117,6 +134,34 @@ def refuse_empty(rows: CleanRows, sources: Sequence[Path]) -> None:
     raise DataError(
         f"{where}: all {len(rejected)} rows were rejected, {count} of them for: {reason} "
         f"(row {example['row']}: {example['content'][:120]}); check --format, --map, --columns and --time-unit."
+    )
+
+
+def most_rejected(limit: str, rows: int) -> float:
+    """How many of `rows` rows `limit` allows to be rejected: a share such as `1%`, or a number."""
+    text = limit.strip()
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = -1
+    if not 0 <= number < float("inf") or (text.endswith("%") and number > 100):
+        raise ConfigError(f"--max-rejected {limit}: expected a share such as 1% or a number of rows such as 100.")
+    return number / 100 * rows if text.endswith("%") else number
+
+
+def refuse_too_many(rejected: pl.DataFrame, rows: int, limit: str, kept: Path) -> None:
+    """Raises where more of a log's `rows` rows are no events than `limit` allows; all of them are then in `kept`."""
+    if len(rejected) <= most_rejected(limit, rows):
+        return
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    rejected.write_parquet(kept)
+    reason, count = Counter(rejected["reason"]).most_common(1)[0]
+    example = rejected.filter(pl.col("reason") == reason).row(0, named=True)
+    line = f"row {example['row']}" if example["line"] is None else f"line {example['line']}"
+    raise GateError(
+        f"{len(rejected)} of {rows} rows are no events, more than --max-rejected {limit} allows; {count} of them for: "
+        f"{reason} ({example['source']}, {line}: {example['content'][:120]}). All are in {kept}; mend the logs, or "
+        "raise the limit."
     )
 
 
@@ -157,7 +202,11 @@ def _typed(table: RawTable, roles: Mapping[str, str], unit: TimeUnit, first_orde
         .then(pl.lit(BAD_VALUE))
     )
     return frame.with_columns(
-        pl.lit(str(table.path)).alias(SOURCE), table.frame[ROW], order.alias(ORDER), reason.alias(REASON)
+        pl.lit(str(table.path)).alias(SOURCE),
+        table.frame[ROW],
+        table.lines().alias(LINE),
+        order.alias(ORDER),
+        reason.alias(REASON),
     )
 
 
@@ -209,4 +258,4 @@ def _content(rows: pl.DataFrame) -> pl.Series:
 
 
 def _rejected(rows: pl.DataFrame, content: pl.Series) -> pl.DataFrame:
-    return rows.select(source=SOURCE, row=ROW, reason=REASON).with_columns(content=content)
+    return rows.select(source=SOURCE, row=ROW, line=LINE, reason=REASON).with_columns(content=content)

@@ -14,6 +14,7 @@ from recsys.source_files import PROBLEM, RawTable, as_integers
 
 NO_CATEGORY = "(no genres listed)"
 CATEGORY_DELIMITER = "|"
+EXAMPLES = 10
 
 
 def sibling_item_table(sources: Sequence[Path]) -> Path | None:
@@ -52,19 +53,40 @@ def read_items(table: RawTable, mapping: Mapping[str, str]) -> tuple[pl.DataFram
     }
 
 
-def all_items(events: pl.DataFrame, table: pl.DataFrame | None) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Every item of the events or of the table, by item_id, and how the two match."""
-    seen = events.select(pl.col("item_id").unique())
+def all_items(seen: pl.DataFrame, table: pl.DataFrame | None) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Every item of the events (`seen`: column `item_id`) or of the table, by item_id, and how the two match.
+
+    An item has attributes where at least one is there.
+    """
     if table is None:
         return Items.validate(seen.sort("item_id")), {}
     items = table.join(seen, on="item_id", how="full", coalesce=True).sort("item_id")
-    matched = len(seen.join(table, on="item_id", how="semi"))
     Items.validate(items.select("item_id"))
+    has_any = pl.any_horizontal(pl.exclude("item_id").is_not_null()) if table.width > 1 else pl.lit(value=False)
+    described = items.filter(has_any).select("item_id")
+    without = seen.join(described, on="item_id", how="anti").sort("item_id")["item_id"]
+    unseen = described.join(seen, on="item_id", how="anti")["item_id"]
     return items, {
-        "items_with_attributes": matched,
-        "items_without_attributes": len(seen) - matched,
-        "attributes_without_events": len(table) - matched,
+        "items_with_attributes": len(seen) - len(without),
+        "items_without_attributes": len(without),
+        "attributes_without_events": len(unseen),
+        "examples_without_attributes": without.head(EXAMPLES).to_list(),
+        "examples_without_events": unseen.head(EXAMPLES).to_list(),
     }
+
+
+def described_items(known: pl.DataFrame, table: pl.DataFrame | None) -> pl.DataFrame:
+    """What is known of items, with the rows of a later table in place of the earlier ones."""
+    if table is None:
+        return known
+    earlier = known.join(table, on="item_id", how="anti")
+    lists = {name for frame in (known, table) for name, kind in frame.schema.items() if isinstance(kind, pl.List)}
+    return pl.concat([_with_lists(frame, lists) for frame in (table, earlier)], how="diagonal")
+
+
+def _with_lists(table: pl.DataFrame, names: set[str]) -> pl.DataFrame:
+    columns = [name for name in table.columns if name in names and not isinstance(table.schema[name], pl.List)]
+    return table.with_columns(as_categories(table[name]) for name in columns)
 
 
 def as_text(values: pl.Series) -> pl.Series:

@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from recsys.roles import looks_like_log
 from recsys.sequence_files import json_texts, read_lists_by_user, read_sequences
 from recsys.source_files import (
     BAD_FIELD_COUNT,
+    LINE,
     PROBLEM,
     ROW,
     RawTable,
@@ -89,14 +91,16 @@ def read_csv(path: Path, options: ReadOptions) -> RawTable:
     """
     text = read_text(path, options.encoding)
     header, _, body = text.lstrip(b"\n").partition(b"\n")
+    lines_before = len(text) - len(text.lstrip(b"\n")) + 1
     delimiter = options.delimiter or sniff_delimiter(header.decode())
     fields = _header_fields(header.decode(), delimiter)
     if options.columns:
         _check_width(path, options.columns, fields, delimiter)
-        names, body = list(options.columns), text
+        names, body, lines_before = list(options.columns), text, 0
     else:
         names = _header_names(path, fields)
-    return _delimited_table(path, body, names, delimiter, quoted=delimiter != "\t", layout="csv")
+    table = _delimited_table(path, body, names, delimiter, quoted=delimiter != "\t", layout="csv")
+    return _with_lines(table, lines_before, body)
 
 
 def sniff_delimiter(line: str) -> str:
@@ -119,7 +123,8 @@ def read_movielens(path: Path, options: ReadOptions) -> RawTable:
             "Name the fields with --columns."
         )
     _check_width(path, names, fields, delimiter)
-    return _delimited_table(path, text, list(names), delimiter, quoted=False, layout="movielens")
+    table = _delimited_table(path, text, list(names), delimiter, quoted=False, layout="movielens")
+    return replace(table, lines_before=0)
 
 
 def read_recbole(path: Path, options: ReadOptions) -> RawTable:
@@ -127,7 +132,8 @@ def read_recbole(path: Path, options: ReadOptions) -> RawTable:
 
     A file of histories with their next item (`item_id_list`) is a log where it has one row a user, and no other way.
     """
-    header, _, body = read_text(path, options.encoding).lstrip(b"\n").partition(b"\n")
+    text = read_text(path, options.encoding)
+    header, _, body = text.lstrip(b"\n").partition(b"\n")
     fields = [field.rpartition(":") for field in header.decode().split("\t")]
     if not all(name and kind in {"token", "token_seq", "float", "float_seq"} for name, _, kind in fields):
         raise DataError(
@@ -139,7 +145,9 @@ def read_recbole(path: Path, options: ReadOptions) -> RawTable:
     lists = [name for name, _, kind in fields if kind.endswith("_seq")]
     split = pl.col(lists).str.split(" ").list.filter(pl.element() != "")
     frame = table.frame.with_columns(split)
-    return RawTable(path=path, layout="recbole", frame=_whole_histories(path, frame) if WINDOWS in names else frame)
+    lines_before = len(text) - len(text.lstrip(b"\n")) + 1
+    rows = _whole_histories(path, frame) if WINDOWS in names else frame
+    return RawTable(path=path, layout="recbole", frame=rows, lines_before=lines_before)
 
 
 def _whole_histories(path: Path, rows: pl.DataFrame) -> pl.DataFrame:
@@ -171,7 +179,7 @@ def read_jsonl(path: Path, options: ReadOptions) -> RawTable:
         bad = pl.DataFrame({"line": lines.filter(~good), ROW: (~good).arg_true() + 1})
         parts.append(bad.with_columns(pl.lit(BAD_JSON).alias(PROBLEM)))
     frame = pl.concat(parts, how="diagonal").sort(ROW).with_columns(pl.col(ROW).cast(pl.Int64))
-    return RawTable(path=path, layout="jsonl", frame=frame)
+    return RawTable(path=path, layout="jsonl", frame=frame, lines_before=0)
 
 
 def read_json(path: Path, options: ReadOptions) -> RawTable:
@@ -292,6 +300,17 @@ def _delimited_table(
         rows = rows.with_columns(pl.when((texts != END_OF_ROW) & (texts != "")).then(texts))
     described = f"{layout}, delimiter {delimiter!r}"
     return RawTable(path=path, layout=described, frame=rows)
+
+
+def _with_lines(table: RawTable, lines_before: int, body: bytes) -> RawTable:
+    """Says which line each row begins in: rows with line breaks inside quoted fields span several."""
+    if b'"' not in body:
+        return replace(table, lines_before=lines_before)
+    breaks = table.frame.select(
+        pl.sum_horizontal(pl.col(table.columns).str.count_matches("\n", literal=True).fill_null(0)).cast(pl.Int64)
+    ).to_series()
+    lines = table.frame[ROW] + lines_before + breaks.cum_sum() - breaks
+    return replace(table, frame=table.frame.with_columns(lines.alias(LINE)))
 
 
 def _surplus(names: list[str], width: int) -> list[str]:

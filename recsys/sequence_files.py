@@ -12,6 +12,7 @@ which every line has exactly two fields is read as one event a line; `columns` o
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,10 @@ def read_lists_by_user(path: Path, lists: Mapping[str, list[Any]]) -> RawTable:
         "item_id": pl.Series(items, dtype=pl.List(pl.String)),
         "problem": pl.Series([BAD_LIST if bad else None for bad in nested], dtype=pl.String),
     }).with_row_index(ROW, offset=1)
-    return _exploded(path, frame.with_columns(pl.col(ROW).cast(pl.Int64)), "json, items by user", users_are_lines=False)
+    table = _exploded(
+        path, frame.with_columns(pl.col(ROW).cast(pl.Int64)), "json, items by user", users_are_lines=False
+    )
+    return replace(table, lines_before=None)
 
 
 def json_texts(lines: pl.Series) -> pl.Series:
@@ -125,4 +129,4 @@ def _exploded(path: Path, frame: pl.DataFrame, layout: str, *, users_are_lines: 
         rows = rows.with_columns(line=pl.when(pl.col(PROBLEM).is_not_null()).then("line"))
     if rows["item_id"].dtype == pl.List:
         rows = rows.explode("item_id", empty_as_null=True, keep_nulls=True)
-    return RawTable(path=path, layout=layout, frame=rows, users_are_lines=users_are_lines)
+    return RawTable(path=path, layout=layout, frame=rows, lines_before=0, users_are_lines=users_are_lines)

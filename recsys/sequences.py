@@ -21,6 +21,13 @@ from recsys.catalog import PADDING, Catalog
 IntArray = npt.NDArray[np.int64]
 
 
+def ranges(starts: IntArray, stops: IntArray) -> tuple[IntArray, IntArray]:
+    """All numbers of `starts[r]:stops[r]`, one range after the other, behind the row `r` of each."""
+    lengths = stops - starts
+    rows = np.repeat(np.arange(len(starts)), lengths)
+    return rows, np.arange(len(rows)) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+
+
 @dataclass(frozen=True)
 class Windows:
     """Right-padded slices of histories: `items` [B, L] (0 is padding), `timestamps` [B, L], `lengths` [B].
@@ -79,6 +86,12 @@ class SequenceStore:
     def event_positions(self) -> IntArray:
         """Place of each event in its user's history, counted from 0, [E]."""
         return np.arange(self.num_events) - np.repeat(self.offsets[:-1], self.lengths)
+
+    def count(self, events: npt.NDArray[np.bool_]) -> IntArray:
+        """How many of each user's events are True, [U]."""
+        if self.num_users == 0:
+            return np.zeros(0, dtype=np.int64)
+        return np.add.reduceat(events, self.offsets[:-1], dtype=np.int64)
 
     def windows(self, users: IntArray, stops: IntArray, max_len: int, starts: IntArray | None = None) -> Windows:
         """The last `max_len` of events `starts:stops` (positions in the user's history; `starts` default 0).

@@ -12,6 +12,7 @@ from recsys.errors import ConfigError, DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
 ROW = "#row"
+LINE = "#line"
 PROBLEM = "#problem"
 EXACT_IN_FLOAT = 2**53
 BAD_FIELD_COUNT = "wrong number of fields"
@@ -31,19 +32,29 @@ class RawTable:
     """The rows of one source, nothing dropped and nothing cast.
 
     `frame` holds the source's own columns, `ROW` (1-based data row: a header is not counted; of a sequence file,
-    the line) and `PROBLEM` (why the row could not be read, or null). `users_are_lines`: the source has no user
-    ids, so line numbers stand in for them.
+    the line), `PROBLEM` (why the row could not be read, or null) and, where rows span lines, `LINE` (that of its
+    first line). Elsewhere row r stands in line `lines_before` + r; None: the file is no text of lines.
+    `users_are_lines`: the source has no user ids, so line numbers stand in for them.
     """
 
     path: Path
     layout: str
     frame: pl.DataFrame
+    lines_before: int | None = None
     users_are_lines: bool = False
 
     @property
     def columns(self) -> list[str]:
         """The source's own columns."""
-        return [column for column in self.frame.columns if column not in {ROW, PROBLEM}]
+        return [column for column in self.frame.columns if column not in {ROW, LINE, PROBLEM}]
+
+    def lines(self) -> pl.Series:
+        """Number of each row's line in the (unpacked) file, from 1; null where the file has no lines."""
+        if LINE in self.frame.columns:
+            return self.frame[LINE]
+        if self.lines_before is None:
+            return pl.repeat(None, len(self.frame), dtype=pl.Int64, eager=True)
+        return self.frame[ROW] + self.lines_before
 
 
 def with_rows(frame: pl.DataFrame, problem: pl.Expr | None = None) -> pl.DataFrame:

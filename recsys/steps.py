@@ -32,7 +32,11 @@ LIBRARIES = ("numpy", "polars", "torch", "faiss-cpu", "mlflow-skinny", "onnxrunt
 
 @dataclass
 class Step:
-    """A step while it runs: where it writes, and what its manifest will say."""
+    """A step while it runs: where it writes, and what its manifest will say.
+
+    `history`: what was appended to the folder so far. `kept`: hashes of files that came as they are from an older
+    output and need not be read again.
+    """
 
     name: str
     folder: Path
@@ -41,6 +45,8 @@ class Step:
     seed: int | None = None
     scratch: Sequence[str] = ()
     counts: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     def manifest(self) -> dict[str, Any]:
@@ -53,6 +59,7 @@ class Step:
             "config": dict(self.config),
             "seed": self.seed,
             "counts": self.counts,
+            **({"history": self.history} if self.history else {}),
             "files": self._hashes(),
             "libraries": library_versions(),
             "python": platform.python_version(),
@@ -65,7 +72,11 @@ class Step:
     def _hashes(self) -> dict[str, str]:
         """SHA-256 of every file that belongs to the output."""
         files = (file.relative_to(self.folder) for file in sorted(self.folder.rglob("*")) if file.is_file())
-        return {str(file): sha256(self.folder / file) for file in files if file.parts[0] not in self.scratch}
+        return {
+            str(file): self.kept.get(str(file)) or sha256(self.folder / file)
+            for file in files
+            if file.parts[0] not in self.scratch
+        }
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def test_unreadable_rows_keep_the_readers_reason() -> None:
     frame = source.frame.with_columns(pl.Series("#problem", [None, "wrong number of fields"], dtype=pl.String))
     cleaned = clean(RawTable(path=source.path, layout="csv", frame=frame), ROLES, "s", first_order=0)
     assert cleaned.rejected.rows() == [
-        ("log.csv", 2, "wrong number of fields", '{"u":null,"i":null,"t":null,"v":null,"e":null}')
+        ("log.csv", 2, None, "wrong number of fields", '{"u":null,"i":null,"t":null,"v":null,"e":null}')
     ]
 
 
@@ -162,6 +162,8 @@ def test_counts_by_hand() -> None:
         "time": "timestamp",
         "first_timestamp": 1_000_000,
         "last_timestamp": 5_000_000,
+        "tied_events": 1,
+        "repeated_events": 1,
         "tied_share": 0.25,
         "repeat_share": 0.25,
     }

@@ -68,11 +68,17 @@ def test_an_attribute_whose_name_is_taken_keeps_its_content() -> None:
 
 
 def test_every_item_of_events_or_table_is_there() -> None:
-    events = pl.DataFrame({"item_id": ["b", "c", "b"]})
-    items, counts = all_items(events, pl.DataFrame({"item_id": ["z", "b"], "title": ["Z", "B"]}))
+    seen = pl.DataFrame({"item_id": ["b", "c"]})
+    items, counts = all_items(seen, pl.DataFrame({"item_id": ["z", "b"], "title": ["Z", "B"]}))
     assert items.rows() == [("b", "B"), ("c", None), ("z", "Z")]
-    assert counts == {"items_with_attributes": 1, "items_without_attributes": 1, "attributes_without_events": 1}
-    assert all_items(events, None)[0].rows() == [("b",), ("c",)]
+    assert counts == {
+        "items_with_attributes": 1,
+        "items_without_attributes": 1,
+        "attributes_without_events": 1,
+        "examples_without_attributes": ["c"],
+        "examples_without_events": ["z"],
+    }
+    assert all_items(seen, None)[0].rows() == [("b",), ("c",)]
 
 
 def test_a_table_without_ids_is_refused() -> None:
