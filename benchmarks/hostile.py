@@ -122,7 +122,9 @@ def main() -> None:
     wrong = [done for done in outcomes if done.complaint]
     for done in wrong[:20]:
         print(f"{done.complaint}: {done.attack.name} {done.attack.content[:300]!r} -> {done.body[:200]!r}")
-    print(f"{len(outcomes):,} requests in {seconds:.0f} s, {len(wrong)} answered wrongly; memory grew by {grown:.0f} MiB")
+    print(
+        f"{len(outcomes):,} requests in {seconds:.0f} s, {len(wrong)} answered wrongly; memory grew by {grown:.0f} MiB"
+    )
     if wrong or traceback or not well:
         sys.exit(1)
 
@@ -253,14 +255,18 @@ def deep(random: Random) -> Attack:
 def large(random: Random) -> Attack:
     """Lists and texts up to the limits and beyond."""
     count = random.choice((200, 2_000, 10_001))
-    return a_post(random, random.choice((
-        json.dumps({"history": ["x"] * count, "exclude": ["y"] * count}),
-        json.dumps([{"user_id": "u", "item_id": str(number)} for number in range(count)]),
-        json.dumps({"requests": [{"history": []}] * count}),
-        json.dumps({"history": [], "filter": {str(number): {"known": True} for number in range(count)}}),
-        json.dumps({"user_id": "u" * count, "history": []}),
-        json.dumps({str(number): number for number in range(count)}),
-    )).encode(), "large")
+    return a_post(
+        random,
+        random.choice((
+            json.dumps({"history": ["x"] * count, "exclude": ["y"] * count}),
+            json.dumps([{"user_id": "u", "item_id": str(number)} for number in range(count)]),
+            json.dumps({"requests": [{"history": []}] * count}),
+            json.dumps({"history": [], "filter": {str(number): {"known": True} for number in range(count)}}),
+            json.dumps({"user_id": "u" * count, "history": []}),
+            json.dumps({str(number): number for number in range(count)}),
+        )).encode(),
+        "large",
+    )
 
 
 def a_huge_body(random: Random) -> Attack:
