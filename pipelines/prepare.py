@@ -109,7 +109,7 @@ def prepare(config: PrepareConfig) -> Prepared:
             **({"sources": dataset.manifest["counts"]["sources"]} if "sources" in dataset.manifest["counts"] else {}),
             "repeated_events": found.repeated,
             "repeat_share": repeats,
-            "seen": seen_rule(config, repeats),
+            "seen": seen_rule(config.seen, repeats),
         })
     return open_prepared(config.out)
 
@@ -226,13 +226,13 @@ def make_split(store: SequenceStore, dataset: Dataset, config: PrepareConfig) ->
     return split_by_time(store, validation_from, test_from), as_text
 
 
-def instant(text: str) -> int:
-    """Microseconds since 1970 of an ISO date or time; UTC where it names no zone."""
+def instant(text: str, command: str = "prepare") -> int:
+    """Microseconds since 1970 of an ISO date or time; UTC where it names no zone. Errors begin with the command."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(
-            f"prepare: {text!r} is not an ISO date or time such as 2026-03-01 or 2026-03-01T12:00."
+            f"{command}: {text!r} is not an ISO date or time such as 2026-03-01 or 2026-03-01T12:00."
         ) from None
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1_000_000)
 
@@ -244,8 +244,8 @@ def iso(timestamp: int) -> str:
     return f"{np.datetime64(seconds, 's')}{fraction}+00:00"
 
 
-def seen_rule(config: PrepareConfig, repeats: float) -> SeenRule:
+def seen_rule(asked: Literal["auto", "exclude", "keep"], repeats: float) -> SeenRule:
     """What was asked for; with `auto`, seen items are excluded unless users do repeat them."""
-    if config.seen != "auto":
-        return config.seen
+    if asked != "auto":
+        return asked
     return "keep" if repeats >= REPEAT_SHARE_TO_KEEP_SEEN else "exclude"

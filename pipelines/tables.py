@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from pipelines.backtest_results import HITS, NDCG, Backtest
 from pipelines.estimate import PolicyEstimate
 from pipelines.evaluate import Evaluation, table_rows
 from pipelines.exposed import UNITS
@@ -86,6 +87,27 @@ def estimate_table(result: PolicyEstimate) -> Table:
             f"{low:.4f} to {high:.4f}",
             "" if entry.estimator == LOGGED else f"{entry.difference:+.4f}",
             "" if entry.estimator == LOGGED else f"{least:+.4f} to {most:+.4f}",
+        )
+    return table
+
+
+def backtest_table(result: Backtest) -> Table:
+    """One row a policy or floor, over all periods after the first."""
+    first, last = result.periods[0].start, result.periods[-1].start
+    table = Table(
+        title=f"{result.overall[0].cases} cases after the first period, of {result.num_periods} from {first} to {last}",
+        caption="New items: targets that the model in charge was not taught. Floors are counted before every period.",
+    )
+    for column in ("trained again", NDCG, HITS, "new items", "seconds of training"):
+        table.add_column(column, justify="left" if column == "trained again" else "right")
+    best = {NDCG: max(row.ndcg for row in result.overall), HITS: max(row.hit_rate for row in result.overall)}
+    for row in result.overall:
+        table.add_row(
+            f"{row.name} (floor)" if row.name in result.floors else row.name,
+            cell(row.ndcg, best[NDCG]),
+            cell(row.hit_rate, best[HITS]),
+            f"{row.new_item_share:.1%}",
+            f"{row.training_seconds:.1f}",
         )
     return table
 
