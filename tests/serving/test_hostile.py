@@ -1,4 +1,4 @@
-"""Some of what `python -m benchmarks.hostile` sends, over real sockets: nothing is a 5xx, nothing comes back as markup."""
+"""Some of what `python -m benchmarks.hostile` sends, over real sockets: never a 5xx, and no markup comes back."""
 
 import threading
 from collections import Counter

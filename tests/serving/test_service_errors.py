@@ -80,7 +80,11 @@ def test_a_wrong_path_or_method_is_a_problem_too(method, path, status, client) -
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("OPTIONS", "/v1/items/a/b", "GET, DELETE"), ("PUT", "/v1/users/ann", "GET, DELETE"), ("GET", "/v1/items", "POST")],
+    [
+        ("OPTIONS", "/v1/items/a/b", "GET, DELETE"),
+        ("PUT", "/v1/users/ann", "GET, DELETE"),
+        ("GET", "/v1/items", "POST"),
+    ],
 )
 def test_a_wrong_method_is_told_those_of_all_routes_with_this_path(method, path, allowed, client) -> None:
     answer = client.request(method, path)
