@@ -138,15 +138,17 @@ def measure(case: Case, cells: Sequence[str], bundle: Path, traffic: Traffic, wo
 @contextmanager
 def serving(bundle: Path, traffic: Traffic) -> Iterator[Running]:
     """With its users' events stored and their encodings kept."""
-    with TemporaryDirectory() as folder:
-        with running(bundle, Path(folder) / "log", state=Path(folder) / "state.sqlite") as service:
-            events = [
-                post("/v1/events", json.dumps([{"user_id": user, "item_id": item} for item in history]).encode())
-                for user, history in traffic.known.items()
-            ]
-            filters = [asked({"history": [], "filter": one}) for one in traffic.filters]
-            expect(ask_all(service.port, [*events, *map(known_user, traffic.known), *filters]))
-            yield service
+    with (
+        TemporaryDirectory() as folder,
+        running(bundle, Path(folder) / "log", state=Path(folder) / "state.sqlite") as service,
+    ):
+        events = [
+            post("/v1/events", json.dumps([{"user_id": user, "item_id": item} for item in history]).encode())
+            for user, history in traffic.known.items()
+        ]
+        filters = [asked({"history": [], "filter": one}) for one in traffic.filters]
+        expect(ask_all(service.port, [*events, *map(known_user, traffic.known), *filters]))
+        yield service
 
 
 def expect(answers: Sequence[tuple[int, bytes]]) -> None:

@@ -65,7 +65,7 @@ class _Connection(asyncio.Protocol):
             self.received = bytearray()
             self.waiting.set_result((int(status), bytes(body)))
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's own name
         """Called by the loop."""
         if self.waiting is not None and not self.waiting.done():
             self.waiting.set_result((0, b""))

@@ -113,7 +113,13 @@ def test_the_page_says_what_was_missed() -> None:
     common = {"case": case, "date": "2026-01-01", "commit": "abc", "load": 0.5, "resident": 300.0, "own": 200.0}
     common["index"] = {"kind": "flat", "recall": 1.0}
     one = {"p50": 1.0, "p95": 2.0, "p99": 16.0, "p99.9": 20.0, "requests": 10, "errors": 0}
-    mixed = {**common, "cell": "mixed", "kinds": {"all": one, "event": one, "new user": one}, "late": 0.1, "encodings": {"step": 3}}
+    mixed = {
+        **common,
+        "cell": "mixed",
+        "kinds": dict.fromkeys(("all", "event", "new user"), one),
+        "late": 0.1,
+        "encodings": {"step": 3},
+    }
     rates = {"ours": 400.0, "empty": 700.0, "empty_loop": 900.0, "ratio": 0.57, "ratio_loop": 0.44}
     text = page([mixed, {**common, "cell": "ceiling", "cpu_milliseconds": 1.5, **rates}])
     assert "p99 < 15: missed" in text
