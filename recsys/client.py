@@ -194,6 +194,11 @@ class RankerVersion(Read):
 class Model(Read):
     """One bundle that answers."""
 
+    variant: str
+    source: str
+    since: str
+    previous: str | None
+    refused: str | None
     bundle: str
     model: str
     items: int

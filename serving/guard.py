@@ -49,6 +49,7 @@ RULES = (
     Rule("/v1/recommend/", "recommend"),
     Rule("/v1/similar/", "recommend"),
     Rule("/v1/models", "recommend", READING),
+    Rule("/v1/models/", "admin"),
     Rule("/v1/items/", "recommend", READING),
     Rule("/v1/items", "items"),
     Rule("/v1/items/", "items"),

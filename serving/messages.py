@@ -290,6 +290,11 @@ class RankerVersion(BaseModel):
 class Model(BaseModel):
     """One bundle that answers here."""
 
+    variant: str
+    source: str = Field(description="where the bundle came from, and is looked for again")
+    since: str = Field(description="when it began to answer, ISO 8601")
+    previous: str | None = Field(description="the bundle before it, loaded still: what a rollback brings back")
+    refused: str | None = Field(description="why the last bundle that its source named was refused, else null")
     bundle: str
     model: str
     items: int
@@ -303,6 +308,22 @@ class Model(BaseModel):
     exported: str | None
     index: dict[str, Any] = Field(description="how all items are searched, and the recall measured at export")
     metrics: dict[str, Any]
+
+
+class ChangeRequest(Request):
+    """Which variant's bundle is to be changed."""
+
+    variant: Annotated[str, Field(min_length=1, max_length=64)] = "control"
+
+
+class Changed(BaseModel):
+    """The answer of `/v1/models/reload` and `/v1/models/rollback`: what answers now."""
+
+    request_id: str
+    variant: str
+    model_version: str
+    previous: str | None
+    swapped: bool = Field(description="false: the source names the very bundle that answers already")
 
 
 class Models(BaseModel):

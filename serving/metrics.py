@@ -1,6 +1,7 @@
 """What the service counts, in Prometheus's text format; one registry an app."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -8,6 +9,7 @@ from recsys.bundle import Bundle
 from serving.encodings import CacheSize
 from serving.queries import Answer
 
+Outcome = Literal["swapped", "unchanged", "refused", "rolled back", "unseen"]
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -52,11 +54,28 @@ class Metrics:
             registry=self.registry,
         )
         self._state = Gauge("recsys_state_up", "1 where the user state answers, else 0.", registry=self.registry)
-        self._bundle = Gauge("recsys_bundle", "1 for the bundle served.", ["version", "model"], registry=self.registry)
+        self._bundle = Gauge(
+            "recsys_bundle",
+            "1 for each bundle that answers.",
+            ["variant", "version", "model"],
+            registry=self.registry,
+        )
+        self._changes = Counter(
+            "recsys_bundle_changes",
+            "Attempts to put another bundle in a variant's place.",
+            ["variant", "outcome"],
+            registry=self.registry,
+        )
 
-    def serving(self, bundle: Bundle) -> None:
-        """Names the bundle."""
-        self._bundle.labels(bundle.version, bundle.card.name).set(1)
+    def serving(self, bundles: Mapping[str, Bundle]) -> None:
+        """Names the bundle of each variant."""
+        self._bundle.clear()
+        for variant, bundle in bundles.items():
+            self._bundle.labels(variant, bundle.version, bundle.card.name).set(1)
+
+    def change(self, variant: str, outcome: Outcome) -> None:
+        """One attempt."""
+        self._changes.labels(variant, outcome).inc()
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """One finished request."""
@@ -94,12 +113,12 @@ class Metrics:
         """Whether the user state does."""
         self._state.set(answers)
 
-    def caches(self, encodings: CacheSize, keys: CacheSize) -> None:
-        """What is kept between requests."""
-        self._cache_entries.set(encodings.entries)
-        self._cache_bytes.set(encodings.bytes)
-        self._key_entries.set(keys.entries)
-        self._key_bytes.set(keys.bytes)
+    def caches(self, encodings: Sequence[CacheSize], keys: Sequence[CacheSize]) -> None:
+        """What is kept between requests, by each bundle."""
+        self._cache_entries.set(sum(size.entries for size in encodings))
+        self._cache_bytes.set(sum(size.bytes for size in encodings))
+        self._key_entries.set(sum(size.entries for size in keys))
+        self._key_bytes.set(sum(size.bytes for size in keys))
 
     def text(self) -> bytes:
         """All of it."""

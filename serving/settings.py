@@ -41,6 +41,11 @@ class Settings(BaseSettings):
     filter_cache_bytes: int = Field(
         default=64 * 1024 * 1024, ge=0, description="memory for the items that pass filters; 0: keep none"
     )
+    watch_seconds: float = Field(default=10, ge=0, description="between looks for another bundle; 0: only when asked")
+    least_recall: float = Field(default=0.99, ge=0, le=1, description="recall of a following bundle's index")
+    least_shared_items: float = Field(
+        default=0.5, ge=0, le=1, description="share of the present bundle's items that a following one must know"
+    )
     keys: Path | None = Field(default=None, description="file of API keys, made by `recsys keys create`")
     without_keys: bool = Field(default=False, description="whether other machines may call without any key")
     rate_limit: str | None = Field(default=None, description="of a key, or of an address: 100/second; 5000/minute")

@@ -1,0 +1,104 @@
+"""Everything that answers here: the variants with their bundles, and what all of them share."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from threading import Event, Thread
+
+from serving.metrics import Metrics
+from serving.new_items import NewItem
+from serving.service import Service
+from serving.settings import Settings
+from serving.sources import Source
+from serving.state import StateError
+from serving.stores import Stores
+from serving.swap import Variant
+
+CONTROL = "control"
+
+
+class Variants:
+    """Open and checked; `start` has them follow their sources, `close` when done."""
+
+    def __init__(self, source: Source, settings: Settings, metrics: Metrics) -> None:
+        self.metrics = metrics
+        with ExitStack() as opened:
+            self.stores = Stores.open(settings)
+            opened.callback(self.stores.close)
+            self.all = {CONTROL: Variant(CONTROL, source, self.stores, settings, metrics.change)}
+            opened.pop_all()
+        self._pause, self._stopped = settings.watch_seconds, Event()
+        self._watcher = Thread(target=self._watch, name="watcher", daemon=True)
+
+    @property
+    def control(self) -> Variant:
+        """What answers where no other is chosen."""
+        return self.all[CONTROL]
+
+    def services(self) -> list[Service]:
+        """The bundles that answer now, that of `control` first."""
+        return [variant.service for variant in self.all.values()]
+
+    def start(self) -> None:
+        """From now on sources are followed, unless the settings say otherwise."""
+        if self._pause:
+            self._watcher.start()
+
+    def close(self) -> None:
+        """Ends following, and closes what is shared; a bundle that is being loaded is waited for."""
+        self._stopped.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        for variant in self.all.values():
+            variant.close()
+        self.stores.close()
+
+    def state_answers(self) -> bool:
+        """Whether the user state does so now."""
+        try:
+            self.stores.state.check()
+        except StateError:
+            return False
+        return True
+
+    def forget(self, user_id: str) -> int:
+        """Deletes all that is known of a user, from the store and from what is kept; how many events there were."""
+        deleted = self.stores.state.delete(user_id)
+        for variant in self.all.values():
+            for service in variant.services:
+                service.recommender.drop_kept()
+        return deleted
+
+    def add_items(self, items: Sequence[NewItem], restored: Sequence[str] = ()) -> int:
+        """Stores items and makes them recommendable by all bundles that take them, and `restored` ones again, all or
+        none; how many items were written anew. Of two with the same id the later counts.
+        """
+        newest = {item.item_id: item for item in items}
+        with self.stores.writing:
+            services = self.services()
+            again = [item_id for item_id in newest if any(_has_new(service, item_id) for service in services)]
+            read = [service.read([item for item in newest.values() if service.takes(item)]) for service in services]
+            self.stores.items.put(list(newest.values()), restored)
+            for service, admission in zip(services, read, strict=True):
+                service.admit(admission)
+                service.heed_deletions()
+        return len(again)
+
+    def delete_item(self, item_id: str) -> None:
+        """No answer holds the item from now on, until it is restored."""
+        with self.stores.writing:
+            self.stores.items.delete(item_id)
+            for service in self.services():
+                service.heed_deletions()
+
+    def has_deleted(self, item_id: str) -> bool:
+        """Whether a client took the item out, and may bring it back."""
+        return any(service.is_deleted(item_id) for service in self.services())
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._pause):
+            for variant in self.all.values():
+                variant.follow()
+
+
+def _has_new(service: Service, item_id: str) -> bool:
+    return service.row(item_id) is not None and item_id not in service.bundle.catalog.rows
