@@ -2,8 +2,8 @@
 
 By a seed, to a service process, over plain sockets, since HTTP libraries refuse to send much of it: huge and deep
 bodies, unicode, numbers out of range, wrong types and encodings, markup and SQL in ids, broken chunks, bytes that are
-no HTTP. An answer of 5xx, none where there had to be one, markup that comes back unescaped, or a service that is not well
-afterwards, ends the run with 1.
+no HTTP. An answer of 5xx, none where there had to be one, markup that comes back unescaped, or a service that is not
+well afterwards, ends the run with 1.
 """
 
 import argparse

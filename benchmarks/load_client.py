@@ -49,18 +49,24 @@ class _Connection(asyncio.Protocol):
         self.waiting: asyncio.Future[tuple[int, bytes]] | None = None
         self.transport: asyncio.Transport | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the service has not closed it: it does, some seconds after the last request."""
+        return self.transport is not None and not self.transport.is_closing()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
 
     def data_received(self, data: bytes) -> None:
-        """Called by the loop; answers have a Content-Length."""
+        """Called by the loop; answers have a Content-Length, or, as 204, no body."""
         self.received += data
         head, found, body = self.received.partition(b"\r\n\r\n")
         if not found:
             return
         _, status, *_ = head.split(None, 2)
-        length = int(head.lower().partition(b"content-length:")[2].split(None, 1)[0])
+        said = head.lower().partition(b"content-length:")[2]
+        length = int(said.split(None, 1)[0]) if said else 0
         if len(body) >= length and self.waiting is not None and not self.waiting.done():
             self.received = bytearray()
             self.waiting.set_result((int(status), bytes(body)))
@@ -86,6 +92,7 @@ class _Client:
 
     async def ask(self, content: bytes) -> tuple[int, bytes]:
         """Status 0 where no answer came in time."""
+        self._idle = [kept for kept in self._idle if kept.is_open]
         try:
             connection = self._idle.pop() if self._idle else await self._connected()
             status, body = await asyncio.wait_for(connection.ask(content), LATEST)

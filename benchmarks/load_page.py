@@ -18,8 +18,8 @@ of them the generator itself was late to send.
 *Known users*: 500 whose events are stored and whose encodings are kept; {kept} went on by a step, for an event had
 come. *New users* send their whole history. *1 % filter*: a known user, and a range of ids that 1 % of the items lie in.
 MovieLens-1M is a trained SASRec (width 128, window 200, exact index) with users of the log; the made catalogues are
-clustered vectors of width 64 behind a SASRec of random weights (`benchmarks/load_bundles.py`), users from their clusters:
-they say what sizes cost, and nothing of quality.
+clustered vectors of width 64 behind a SASRec of random weights (`benchmarks/load_bundles.py`), users from their
+clusters: they say what sizes cost, and nothing of quality.
 """
 
 
@@ -34,8 +34,8 @@ def page(records: Sequence[dict[str, Any]]) -> str:
         "",
         "## As fast as it goes",
         "",
-        "`wrk`, one thread, 4 connections, known users, turn by turn with a route that does nothing: in the thread pool,",
-        "as the service's routes, and in the event loop. Medians of the turns; the goal is half of the former.",
+        "`wrk`, one thread, 4 connections, known users, turn by turn with a route that does nothing: in the thread",
+        "pool, as the service's routes, and in the event loop. Medians; the goal is half of the former.",
         "",
         "| bundle | requests/s | empty route | ratio | empty, in the loop | ratio | CPU ms a request | goal |",
         "|---|---|---|---|---|---|---|---|",
