@@ -50,6 +50,8 @@ RULES = (
     Rule("/v1/similar/", "recommend"),
     Rule("/v1/models", "recommend", READING),
     Rule("/v1/models/", "admin"),
+    Rule("/v1/variants", "admin"),
+    Rule("/v1/variants/", "admin"),
     Rule("/v1/items/", "recommend", READING),
     Rule("/v1/items", "items"),
     Rule("/v1/items/", "items"),
