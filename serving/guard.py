@@ -21,7 +21,7 @@ from serving.rates import Rates
 
 READING = ("GET", "HEAD")
 ANY = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-PAGES = ("/",)
+PAGES = ("/", "/dashboard", "/dashboard/figures")
 """What people open in browsers, which can send a key as a password only."""
 
 
@@ -58,6 +58,8 @@ RULES = (
     Rule("/v1/events", "events"),
     Rule("/v1/users/", "users"),
     Rule("/metrics", "admin"),
+    Rule("/dashboard", "admin"),
+    Rule("/dashboard/", "admin"),
 )
 
 

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from recsys.bundle import Bundle
 from serving.encodings import CacheSize
 from serving.queries import Answer
+from serving.recent import Recent
 
 Outcome = Literal["swapped", "unchanged", "refused", "rolled back", "unseen"]
 TENTHS = tuple(step / 10 for step in range(11))
@@ -18,6 +19,7 @@ class Metrics:
     """Counters and histograms of one app."""
 
     def __init__(self) -> None:
+        self.recent = Recent()
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "recsys_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
@@ -116,6 +118,7 @@ class Metrics:
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """One finished request."""
+        self.recent.request(status, seconds)
         self._requests.labels(route, str(status)).inc()
         self._latency.labels(route).observe(seconds)
 

@@ -71,6 +71,7 @@ class Variants:
 
     def showed(self, shown: Shown) -> None:
         """Notes an answer that went out, and has the shadows answer the same; nobody waits for either."""
+        self.metrics.recent.answered(shown.variant, shown.answer, shown.item_ids)
         for name in self.split.shadows:
             if name != shown.variant:
                 self._shadows.ask(shown, self.all[name])
