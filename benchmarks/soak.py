@@ -52,6 +52,7 @@ class Soaked:
     refused: list[Due] = field(default_factory=list)
     swaps: Counter[str] = field(default_factory=Counter)
     restarts: int = 0
+    items: int = 0
     without_state: int = 0
     memory: list[tuple[float, float, float]] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
@@ -165,7 +166,8 @@ def _requests(soaked: Soaked, random: Random, items: Sequence[str], rate: float)
         (kind,) = random.choices(list(MIX), list(MIX.values()))
         user = f"user-{random.randrange(USERS)}"
         if kind == "item":
-            due += _changed_item(random.choice(items[:20]), at)
+            due += _changed_item(items[soaked.items % len(items)], at)
+            soaked.items += 1
             continue
         body: dict[str, Any] = {
             "by user": {"user_id": user, "k": 10},
@@ -178,7 +180,7 @@ def _requests(soaked: Soaked, random: Random, items: Sequence[str], rate: float)
 
 
 def _changed_item(item_id: str, at: float) -> list[Due]:
-    """Deleted, and restored a while later."""
+    """Deleted, and restored a while later; one item after the other, for only deleted ones can be restored."""
     head = f"DELETE /v1/items/{item_id} HTTP/1.1\r\nHost: x\r\n\r\n"
     restored = post("/v1/items", json.dumps({"item_id": item_id}).encode())
     return [Due(at, "item", head.encode()), Due(at + 1, "item", restored)]

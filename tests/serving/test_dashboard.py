@@ -80,7 +80,7 @@ def test_it_shows_what_was_asked_and_answered(client) -> None:
     text = client.get("/dashboard").text
     assert rows(text, "latency-heading")["encode"][0] == "4"
     assert rows(text, "latency-heading")["state"] == ["0", "–", "–", "–"]
-    assert rows(text, "variants-heading")["control"][:2] == ["100.0%", "4"]
+    assert rows(text, "variants-heading")["control"][:2] == ["100%", "4"]
     assert client.app.state.variants.control.service.bundle.version in text
     assert "Kept or continued: 25.0% of the latest" in text
     shown = Counter(item["title"] or item["item_id"] for answer in answers for item in answer["items"])
