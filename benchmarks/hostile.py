@@ -1,9 +1,9 @@
 """Requests of somebody who means harm, or whose client is broken: `python -m benchmarks.hostile BUNDLE`.
 
-By a seed, to a service process, over plain sockets, since HTTP libraries refuse to send much of it: huge and deep bodies,
-unicode, numbers out of range, wrong types and encodings, markup and SQL in ids, broken chunks, bytes that are no HTTP. An
-answer of 5xx, none where there had to be one, markup that comes back unescaped, or a service that is not well
-afterwards, ends the run with 1.
+By a seed, to a service process, over plain sockets, since HTTP libraries refuse to send much of it: huge and deep
+bodies, unicode, numbers out of range, wrong types and encodings, markup and SQL in ids, broken chunks, bytes that are
+no HTTP. An answer of 5xx, none where there had to be one, markup that comes back unescaped, or a service that is not
+well afterwards, ends the run with 1.
 """
 
 import argparse
@@ -45,8 +45,8 @@ STRINGS = (
     "Z" + "\u0334\u0335" * 200,
     "\U0001f468\u200d\U0001f469\u200d\U0001f467",
     "\uffff\ufffe",
-    "ｓｃｒｉｐｔ",
-    "İ" * 40,
+    "\uff53\uff43\uff52\uff49\uff50\uff54",
+    "\u0130" * 40,
     "NULL",
     "",
     " ",

@@ -43,6 +43,7 @@ class Ask:
 
     history: Sequence[str] | None = None
     user_id: str | None = None
+    session_id: str | None = None
     k: int = 10
     exclude_seen: bool | None = None
     exclude: Sequence[str] = ()
@@ -123,6 +124,7 @@ class Recommendations(Read):
 
     request_id: str
     model_version: str
+    variant: str
     items: list[RecommendedItem]
     next: str | None
     source: str
@@ -196,6 +198,8 @@ class Model(Read):
 
     variant: str
     source: str
+    share: float
+    shadow: bool
     since: str
     previous: str | None
     refused: str | None

@@ -1,7 +1,8 @@
-"""The routes for those who run the service: which bundle answers. They need the scope `admin`."""
+"""The routes for those who run the service: which bundle answers whom. They need the scope `admin`."""
 
 from fastapi import APIRouter, HTTPException
 
+from recsys.errors import ConfigError
 from serving import messages
 from serving.api import Everything, RequestId
 from serving.problems import PROBLEM_RESPONSE
@@ -33,6 +34,42 @@ def roll_back(change: messages.ChangeRequest, variants: Everything, request_id: 
     except SwapError as error:
         raise HTTPException(409, str(error)) from None
     return _changed(variant, request_id, swapped=True)
+
+
+@router.get("/v1/variants")
+def variants(variants: Everything, request_id: RequestId) -> messages.SplitNow:
+    """Which part of the users gets which variant."""
+    return _now(variants, request_id)
+
+
+@router.put("/v1/variants")
+def put_weights(split: messages.SplitRequest, variants: Everything, request_id: RequestId) -> messages.SplitNow:
+    """Other weights, from the next request on."""
+    try:
+        variants.put_split(variants.split.changed(split.weights, split.shadows))
+    except ConfigError as error:
+        raise HTTPException(422, str(error)) from None
+    return _now(variants, request_id)
+
+
+@router.post("/v1/variants/stop")
+def stop(stop: messages.StopRequest, variants: Everything, request_id: RequestId) -> messages.SplitNow:
+    """The kill switch: a variant answers nobody from the next request on, or all but `control` do not."""
+    if stop.variant is not None:
+        _named(stop.variant, variants)
+    variants.put_split(variants.split.without(stop.variant))
+    return _now(variants, request_id)
+
+
+def _now(variants: Variants, request_id: str) -> messages.SplitNow:
+    split = variants.split
+    return messages.SplitNow(
+        request_id=request_id,
+        weights=dict(split.weights),
+        shares=split.shares,
+        shadows=list(split.shadows),
+        kept=variants.keeps_split,
+    )
 
 
 def _named(name: str, variants: Variants) -> Variant:

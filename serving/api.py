@@ -20,8 +20,11 @@ from serving.metrics import Metrics
 from serving.new_items import NewItem
 from serving.problems import PROBLEM_RESPONSE
 from serving.queries import Answer
+from serving.queries import Query as RecommendQuery
 from serving.service import Service
 from serving.settings import Settings
+from serving.shown import Assigned, Shown
+from serving.split import Split
 from serving.state import Event, StateError
 from serving.swap import Variant
 from serving.variants import Variants
@@ -63,35 +66,43 @@ router = APIRouter(responses=dict.fromkeys((401, 403, 404, 409, 413, 422, 429, 5
 
 @router.post("/v1/recommend", response_model=messages.Recommendations)
 def recommend(
-    query: messages.RecommendRequest, service: Loaded, metrics: Counted, settings: Configured, request_id: RequestId
+    query: messages.RecommendRequest,
+    variants: Everything,
+    metrics: Counted,
+    settings: Configured,
+    request_id: RequestId,
 ) -> Response:
     """The next items for a history, a user, or both."""
-    _check(query, service, settings)
-    answer = service.recommender.recommend(query.as_query())
-    metrics.answer(answer)
-    return _json(_recommendations(service, query, answer, request_id))
+    assigned, asked = variants.assigned(query.user_id, query.session_id, request_id), query.as_query()
+    _check(query, assigned.service, settings)
+    answer = assigned.service.recommender.recommend(asked)
+    shown = _shown(assigned, query, asked, answer, request_id)
+    variants.showed(shown)
+    metrics.answer(answer, shown.variant)
+    return _json(_recommendations(assigned.service, query, shown))
 
 
 @router.post("/v1/recommend/batch", response_model=messages.BatchRecommendations)
 def recommend_batch(
-    batch: messages.BatchRequest, service: Loaded, metrics: Counted, settings: Configured, request_id: RequestId
+    batch: messages.BatchRequest, variants: Everything, metrics: Counted, settings: Configured, request_id: RequestId
 ) -> Response:
-    """The answers to several requests, whose histories are encoded at once."""
+    """The answers to several requests; histories for the same variant are encoded at once."""
     _limit("requests", len(batch.requests), settings.max_batch)
-    for query in batch.requests:
-        _check(query, service, settings)
-    answers = service.recommender.recommend_all([query.as_query() for query in batch.requests])
-    for answer in answers:
-        metrics.answer(answer)
-    return _json(
-        messages.BatchRecommendations(
-            request_id=request_id,
-            answers=[
-                _recommendations(service, query, answer, f"{request_id}.{number}")
-                for number, (query, answer) in enumerate(zip(batch.requests, answers, strict=True))
-            ],
-        )
-    )
+    ids = [f"{request_id}.{number}" for number in range(len(batch.requests))]
+    assigned = [
+        variants.assigned(query.user_id, query.session_id, own) for own, query in zip(ids, batch.requests, strict=True)
+    ]
+    for one, query in zip(assigned, batch.requests, strict=True):
+        _check(query, one.service, settings)
+    shown = _all_shown(assigned, batch.requests, ids)
+    for each in shown:
+        variants.showed(each)
+        metrics.answer(each.answer, each.variant)
+    answers = [
+        _recommendations(one.service, query, each)
+        for one, query, each in zip(assigned, batch.requests, shown, strict=True)
+    ]
+    return _json(messages.BatchRecommendations(request_id=request_id, answers=answers))
 
 
 @router.post("/v1/events", status_code=202, response_model=messages.EventsStored)
@@ -212,6 +223,7 @@ def metrics(metrics: Counted, variants: Everything) -> Response:
     recommenders = [service.recommender for service in variants.services()]
     metrics.state(variants.state_answers())
     metrics.serving({name: variant.service.bundle for name, variant in variants.all.items()})
+    metrics.shares(variants.split.shares)
     metrics.caches([each.cache_size() for each in recommenders], [each.key_cache_size() for each in recommenders])
     return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -219,21 +231,24 @@ def metrics(metrics: Counted, variants: Everything) -> Response:
 @router.get("/v1/models")
 async def models(variants: Everything) -> messages.Models:
     """The bundles that answer here, and what was measured on them."""
-    return messages.Models(models=[_model(variant) for variant in variants.all.values()])
+    return messages.Models(models=[_model(variant, variants.split) for variant in variants.all.values()])
 
 
 @router.get("/version")
 async def version(variants: Everything) -> messages.Version:
     """What runs here."""
-    return messages.Version(recsys=__version__, **vars(_model(variants.control)))
+    return messages.Version(recsys=__version__, **vars(_model(variants.control, variants.split)))
 
 
-def _model(variant: Variant) -> messages.Model:
+def _model(variant: Variant, split: Split) -> messages.Model:
+    share, shadow = split.shares[variant.name], variant.name in split.shadows
     service = variant.service
     bundle = service.bundle
     return messages.Model(
         variant=variant.name,
         source=variant.source.name,
+        share=share,
+        shadow=shadow,
         since=datetime.fromtimestamp(variant.since, UTC).isoformat(timespec="seconds"),
         previous=None if variant.previous is None else variant.previous.version,
         refused=variant.refused,
@@ -253,14 +268,48 @@ def _model(variant: Variant) -> messages.Model:
     )
 
 
-def _recommendations(
-    service: Service, query: messages.RecommendRequest, answer: Answer, request_id: str
-) -> messages.Recommendations:
+def _shown(
+    assigned: Assigned, query: messages.RecommendRequest, asked: RecommendQuery, answer: Answer, request_id: str
+) -> Shown:
+    return Shown(
+        request_id=request_id,
+        timestamp=time.time_ns() // 1_000,
+        user_id=query.user_id,
+        session_id=query.session_id,
+        variant=assigned.variant.name,
+        propensity=assigned.propensity,
+        model_version=assigned.service.bundle.version,
+        query=asked,
+        answer=answer,
+        item_ids=[assigned.service.items.item_id(row) for row in answer.rows.tolist()],
+        wishes=query.wishes(),
+    )
+
+
+def _all_shown(
+    assigned: Sequence[Assigned], queries: Sequence[messages.RecommendRequest], ids: Sequence[str]
+) -> list[Shown]:
+    """Answers to several requests, in their order; each bundle answers its own at once."""
+    shown: dict[int, Shown] = {}
+    asked = [query.as_query() for query in queries]
+    places: dict[int, list[int]] = {}
+    for place, one in enumerate(assigned):
+        places.setdefault(id(one.service), []).append(place)
+    for own in places.values():
+        answers = assigned[own[0]].service.recommender.recommend_all([asked[place] for place in own])
+        for place, answer in zip(own, answers, strict=True):
+            shown[place] = _shown(assigned[place], queries[place], asked[place], answer, ids[place])
+    return [shown[place] for place in range(len(assigned))]
+
+
+def _recommendations(service: Service, query: messages.RecommendRequest, answered: Shown) -> messages.Recommendations:
+    answer = answered.answer
     items = service.recommended(answer, query.fields)
     shown = [*([] if query.after is None else paging.read(query.after)), *(paging.mark(item.item_id) for item in items)]
     return messages.Recommendations(
-        request_id=request_id,
-        model_version=service.bundle.version,
+        request_id=answered.request_id,
+        model_version=answered.model_version,
+        variant=answered.variant,
         items=items,
         next=paging.written(shown) if answer.more else None,
         source=answer.source,

@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from recsys import __version__
-from serving import admin, api, examples, page, problems
+from serving import admin, api, dashboard, examples, page, problems
 from serving.api_keys import KeyRing
 from serving.guard import Guard, Timeout
 from serving.metrics import Metrics
@@ -39,6 +39,7 @@ def create_app(source: str | Path | Variants, settings: Settings) -> FastAPI:
     app.include_router(api.router)
     app.include_router(admin.router)
     app.include_router(page.router)
+    app.include_router(dashboard.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
 

@@ -20,6 +20,7 @@ ASK: dict[str, Any] = {
 ANSWER: dict[str, Any] = {
     "request_id": ID,
     "model_version": BUNDLE,
+    "variant": "control",
     "items": [
         ITEM | {"score": 9.166, "fields": {"categories": ["Action", "War"]}, "why": [NEAR | {"cosine": 0.91}]},
     ],
@@ -40,6 +41,8 @@ ANSWER: dict[str, Any] = {
 MODEL: dict[str, Any] = {
     "variant": "control",
     "source": "models:/shop@champion",
+    "share": 1.0,
+    "shadow": False,
     "since": "2026-11-22T06:15:40+00:00",
     "previous": None,
     "refused": None,
@@ -57,6 +60,13 @@ MODEL: dict[str, Any] = {
     "index": {"kind": "flat", "recall": 1.0},
     "metrics": {"validation": {"ndcg@10": 0.1}},
 }
+SPLIT: dict[str, Any] = {
+    "request_id": ID,
+    "weights": {"control": 1.0},
+    "shares": {"control": 1.0},
+    "shadows": [],
+    "kept": True,
+}
 CHANGED: dict[str, Any] = {
     "request_id": ID,
     "variant": "control",
@@ -68,6 +78,8 @@ REQUESTS: dict[tuple[str, str], Any] = {
     ("post", "/v1/recommend"): ASK,
     ("post", "/v1/recommend/batch"): {"requests": [ASK, {"user_id": "ann"}]},
     ("post", "/v1/events"): {"user_id": "ann", "item_id": "50", "event_id": "order-7-line-1"},
+    ("put", "/v1/variants"): {"weights": {"control": 1.0}, "shadows": []},
+    ("post", "/v1/variants/stop"): {"variant": None},
     ("post", "/v1/models/reload"): {"variant": "control"},
     ("post", "/v1/models/rollback"): {"variant": "control"},
     ("post", "/v1/items"): {
@@ -91,6 +103,9 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("get", "/v1/items/{item_id}"): ITEM | {"retired": False, "fields": {"year": "1980"}},
     ("post", "/v1/models/reload"): CHANGED,
     ("post", "/v1/models/rollback"): CHANGED | {"model_version": OLDER, "previous": BUNDLE},
+    ("get", "/v1/variants"): SPLIT,
+    ("put", "/v1/variants"): SPLIT,
+    ("post", "/v1/variants/stop"): SPLIT,
     ("get", "/v1/models"): {"models": [MODEL]},
     ("get", "/version"): MODEL | {"recsys": "0.1.0"},
     ("get", "/v1/users/{user_id}"): {

@@ -8,8 +8,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from recsys.bundle import Bundle
 from serving.encodings import CacheSize
 from serving.queries import Answer
+from serving.recent import Recent
 
 Outcome = Literal["swapped", "unchanged", "refused", "rolled back", "unseen"]
+TENTHS = tuple(step / 10 for step in range(11))
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -17,6 +19,7 @@ class Metrics:
     """Counters and histograms of one app."""
 
     def __init__(self) -> None:
+        self.recent = Recent()
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "recsys_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
@@ -67,6 +70,42 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._answers = Histogram(
+            "recsys_answer_seconds",
+            "All stages of an answer.",
+            ["variant"],
+            registry=self.registry,
+            buckets=SECONDS,
+        )
+        self._share = Gauge("recsys_share", "Share of users that get it.", ["variant"], registry=self.registry)
+        self._shadow_seconds = Histogram(
+            "recsys_shadow_seconds", "Answers in the shadow.", ["variant"], registry=self.registry, buckets=SECONDS
+        )
+        self._shadow_overlap = Histogram(
+            "recsys_shadow_overlap",
+            "Share of items that a shadow would have shown too.",
+            ["variant"],
+            registry=self.registry,
+            buckets=TENTHS,
+        )
+        self._shadow_missed = Counter(
+            "recsys_shadow_missed", "Requests that a shadow did not answer.", ["variant", "why"], registry=self.registry
+        )
+
+    def shares(self, shares: Mapping[str, float]) -> None:
+        """Which part of the users gets which variant."""
+        for variant, share in shares.items():
+            self._share.labels(variant).set(share)
+
+    def shadow(self, variant: str, overlap: float, seconds: float) -> None:
+        """One answer that nobody saw."""
+        self._shadow_seconds.labels(variant).observe(seconds)
+        self._shadow_overlap.labels(variant).observe(overlap)
+
+    def shadow_missed(self, variant: str, why: Literal["dropped", "failed"]) -> None:
+        """One that was not made."""
+        self._shadow_missed.labels(variant, why).inc()
+
     def serving(self, bundles: Mapping[str, Bundle]) -> None:
         """Names the bundle of each variant."""
         self._bundle.clear()
@@ -79,11 +118,13 @@ class Metrics:
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """One finished request."""
+        self.recent.request(status, seconds)
         self._requests.labels(route, str(status)).inc()
         self._latency.labels(route).observe(seconds)
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: Answer, variant: str) -> None:
         """One recommendation, from the API or the page."""
+        self._answers.labels(variant).observe(sum(answer.seconds.values()))
         for stage, seconds in answer.seconds.items():
             if seconds:
                 self._stages.labels(stage).observe(seconds)

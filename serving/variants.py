@@ -1,19 +1,24 @@
 """Everything that answers here: the variants with their bundles, and what all of them share."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from threading import Event, Thread
 
+from recsys.errors import ConfigError
 from serving.metrics import Metrics
 from serving.new_items import NewItem
 from serving.service import Service
 from serving.settings import Settings
-from serving.sources import Source
+from serving.shadow import Shadows
+from serving.shown import Assigned, Shown
+from serving.sources import Source, source_of
+from serving.split import CONTROL, Split, SplitFile
 from serving.state import StateError
 from serving.stores import Stores
 from serving.swap import Variant
 
-CONTROL = "control"
+LOG = logging.getLogger("uvicorn.error")
 
 
 class Variants:
@@ -22,10 +27,15 @@ class Variants:
     def __init__(self, source: Source, settings: Settings, metrics: Metrics) -> None:
         self.metrics = metrics
         with ExitStack() as opened:
+            self._split = SplitFile(_split(settings), settings.split_file)
             self.stores = Stores.open(settings)
             opened.callback(self.stores.close)
-            self.all = {CONTROL: Variant(CONTROL, source, self.stores, settings, metrics.change)}
+            sources = {CONTROL: source, **{name: source_of(text) for name, text in settings.variants.items()}}
+            self.all = {
+                name: Variant(name, each, self.stores, settings, metrics.change) for name, each in sources.items()
+            }
             opened.pop_all()
+        self._shadows = Shadows(settings.shadow_waiting, metrics, lambda _: None)
         self._pause, self._stopped = settings.watch_seconds, Event()
         self._watcher = Thread(target=self._watch, name="watcher", daemon=True)
 
@@ -33,6 +43,38 @@ class Variants:
     def control(self) -> Variant:
         """What answers where no other is chosen."""
         return self.all[CONTROL]
+
+    @property
+    def split(self) -> Split:
+        """Who gets which variant now."""
+        return self._split.now
+
+    @property
+    def keeps_split(self) -> bool:
+        """Whether a restart knows of changes."""
+        return self._split.is_kept
+
+    def put_split(self, split: Split) -> None:
+        """From the next request on."""
+        self._split.put(split)
+        LOG.warning("weights are now %s, shadows %s", dict(split.weights), list(split.shadows))
+
+    def assigned(self, user_id: str | None, session_id: str | None, request_id: str) -> Assigned:
+        """By the user, or else the session, so that these keep their variant; without either by the request."""
+        unit = next(
+            f"{kind}:{name}"
+            for kind, name in (("user", user_id), ("session", session_id), ("request", request_id))
+            if name is not None
+        )
+        name, share = self.split.choose(unit)
+        return Assigned(self.all[name], self.all[name].service, share)
+
+    def showed(self, shown: Shown) -> None:
+        """Notes an answer that went out, and has the shadows answer the same; nobody waits for either."""
+        self.metrics.recent.answered(shown.variant, shown.answer, shown.item_ids)
+        for name in self.split.shadows:
+            if name != shown.variant:
+                self._shadows.ask(shown, self.all[name])
 
     def services(self) -> list[Service]:
         """The bundles that answer now, that of `control` first."""
@@ -48,6 +90,7 @@ class Variants:
         self._stopped.set()
         if self._watcher.is_alive():
             self._watcher.join()
+        self._shadows.close()
         for variant in self.all.values():
             variant.close()
         self.stores.close()
@@ -98,6 +141,18 @@ class Variants:
         while not self._stopped.wait(self._pause):
             for variant in self.all.values():
                 variant.follow()
+
+
+def _split(settings: Settings) -> Split:
+    if CONTROL in settings.variants:
+        raise ConfigError(
+            f"RECSYS_VARIANTS: {CONTROL} is the bundle that `recsys serve` names; call the other one otherwise."
+        )
+    everybody = Split(salt=settings.salt, weights={CONTROL: 1.0, **dict.fromkeys(settings.variants, 0.0)})
+    try:
+        return everybody.changed(settings.weights or everybody.weights, settings.shadows)
+    except ConfigError as error:
+        raise ConfigError(f"RECSYS_WEIGHTS, RECSYS_SHADOWS: {error}") from None
 
 
 def _has_new(service: Service, item_id: str) -> bool:
