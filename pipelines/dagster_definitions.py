@@ -62,13 +62,18 @@ def definitions(config: PipelineConfig, settings: DagsterSettings) -> dg.Definit
     """Assets, their job and its schedule."""
     cycle = cycle_assets(config, settings)
     job = dg.define_asset_job(f"{config.name}_nightly", selection=dg.AssetSelection.assets(cycle))
-    return dg.Definitions(
-        assets=[cycle],
-        jobs=[job],
-        schedules=[
-            dg.build_schedule_from_partitioned_job(job, hour_of_day=settings.hour, minute_of_hour=settings.minute)
-        ],
+
+    @dg.schedule(
+        name=f"{config.name}_nightly_schedule",
+        job=job,
+        cron_schedule=f"{settings.minute} {settings.hour} * * *",
+        execution_timezone="UTC",
     )
+    def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        day = (context.scheduled_execution_time - timedelta(days=1)).date().isoformat()
+        return dg.RunRequest(run_key=day, partition_key=day)
+
+    return dg.Definitions(assets=[cycle], jobs=[job], schedules=[nightly])
 
 
 def key_of(config: PipelineConfig, name: str) -> dg.AssetKey:
