@@ -4,6 +4,7 @@ import html
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -123,7 +124,7 @@ def times(rows: Sequence[Figures]) -> np.ndarray:
     return np.array([str(row.start).removesuffix("+00:00") for row in rows], dtype="datetime64[us]")
 
 
-def style(result: Backtest, name: str) -> dict[str, str | float]:
+def style(result: Backtest, name: str) -> dict[str, Any]:
     """Policies thick and in their colours, floors thin."""
     if name in result.floors:
         return {"label": name, "color": GREYS[result.floors.index(name)], "linewidth": 0.9}

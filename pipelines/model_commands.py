@@ -300,7 +300,7 @@ def backtest(
         out=out,
         model=model,
         every=every,
-        policies=tuple(name.strip() for name in policies.split(",") if name.strip()),  # type: ignore[arg-type] # checked
+        policies=tuple(name.strip() for name in policies.split(",") if name.strip()),
         floors=floors,
         begin=begin,
         end=end,

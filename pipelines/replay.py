@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import polars as pl
 import torch
@@ -21,7 +21,7 @@ from recsys.schema import Dataset, open_dataset
 from recsys.steps import describe_input
 from recsys.training import TrainingConfig
 
-Policy = Literal["never", "warm", "cold"]
+POLICIES = ("never", "warm", "cold")
 """A model of before the first period; the last one trained on; one trained from scratch."""
 
 FIRST, PREPARED = "first", "prepared"
@@ -36,7 +36,7 @@ class BacktestConfig:
     out: Path
     model: str
     every: str
-    policies: tuple[Policy, ...] = ()
+    policies: tuple[str, ...] = ()
     floors: bool = True
     begin: str | None = None
     end: str | None = None
@@ -50,8 +50,8 @@ class BacktestConfig:
 
     def __post_init__(self) -> None:
         period_length(self.every)
-        if unknown := [name for name in self.policies if name not in get_args(Policy)]:
-            raise ConfigError(f"backtest: no policy {unknown[0]!r}; known are {', '.join(get_args(Policy))}.")
+        if unknown := [name for name in self.policies if name not in POLICIES]:
+            raise ConfigError(f"backtest: no policy {unknown[0]!r}; known are {', '.join(POLICIES)}.")
         self.check_model()
 
     def check_model(self) -> None:
@@ -85,9 +85,9 @@ class BacktestConfig:
         return issubclass(MODELS[self.model][0], torch.nn.Module)
 
     @property
-    def followed(self) -> tuple[Policy, ...]:
+    def followed(self) -> tuple[str, ...]:
         """The policies to compare."""
-        return self.policies or (("never", "warm", "cold") if self.by_gradient else ("never", "cold"))
+        return self.policies or (POLICIES if self.by_gradient else ("never", "cold"))
 
 
 @dataclass(frozen=True)

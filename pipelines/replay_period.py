@@ -13,7 +13,7 @@ import torch
 from pipelines.loading import fit_floor, no_history, run_model
 from pipelines.plan import TrainConfig
 from pipelines.prepare import PrepareConfig, iso, prepare
-from pipelines.replay import FIRST, PREPARED, Policy, Replay
+from pipelines.replay import FIRST, PREPARED, Replay
 from pipelines.reporter import Reporter
 from pipelines.train import train
 from recsys.catalog import Catalog
@@ -145,14 +145,12 @@ def prepare_period(replay: Replay, period: Period, told: pl.DataFrame) -> Prepar
     )
 
 
-def learned(
-    replay: Replay, period: Period, prepared: Prepared, reporter: Reporter
-) -> dict[Policy, tuple[Run, Prepared]]:
+def learned(replay: Replay, period: Period, prepared: Prepared, reporter: Reporter) -> dict[str, tuple[Run, Prepared]]:
     """The run in charge by each policy, and the data that it knows; before the first period all are one."""
     folder, earlier, config = replay.work(period), replay.earlier_work(period), replay.config
     if not earlier:
         return dict.fromkeys(config.followed, (learn(replay, folder / FIRST, prepared, reporter), prepared))
-    found: dict[Policy, tuple[Run, Prepared]] = {}
+    found: dict[str, tuple[Run, Prepared]] = {}
     for policy in config.followed:
         if policy == "never":
             found[policy] = open_run(earlier[0] / FIRST), open_prepared(earlier[0] / PREPARED)
