@@ -119,6 +119,15 @@ class EventMessage(Request):
     event_id: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
         default=None, description="an event of the same user sent again under this id is stored once"
     )
+    event_type: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="such as view or purchase; for the exposure log"
+    )
+    value: Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)] | None = Field(
+        default=None, description="such as a price; for the exposure log"
+    )
+    request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        default=None, description="of the answer that it followed; for the exposure log"
+    )
 
 
 def _as_list(body: object) -> object:
