@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from pipelines.exposed import UNITS, Reward, chosen_variants, impressions_of, read_logs, rewards_of
+from pipelines.exposed import UNITS, Period, Reward, chosen_variants, impressions_of, read_logs, rewards_of, shares_at
 from pipelines.policy_lists import Policy
 from pipelines.reporter import Reporter
 from recsys.errors import ConfigError, DataError
@@ -20,8 +20,6 @@ from recsys.slate_policy import Reading, joint, row_weights
 
 EstimatorName = Literal["ips", "snips", "clipped", "dm", "dr", "switch-dr"]
 Verdict = Literal["better", "worse", "no winner", "not enough overlap"]
-SHARES_MISSING = 0.01
-"""Of all traffic: so much may be given to variants that are not named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +37,7 @@ class EstimateConfig:
     reading: Reading = "independent"
     reward: Reward = "any"
     attribution: Attribution = field(default_factory=Attribution)
+    period: Period = field(default_factory=Period)
     estimator: EstimatorName = "dr"
     clip: float = 10.0
     draws: int = 2000
@@ -138,7 +137,7 @@ def estimate_policy(config: EstimateConfig, reporter: Reporter) -> PolicyEstimat
 
 def judged_answers(config: EstimateConfig) -> Judged:
     """The log without answers that nothing can be said of; an error where none is left."""
-    exposures, outcomes = read_logs(config.logs)
+    exposures, outcomes = read_logs(config.logs, config.period)
     answers = chosen_variants(exposures, [*config.variants, *config.shown_by])
     shown = impressions_of(exposures, outcomes, config.attribution)
     over = shown.filter("complete")["request_id"].unique()
@@ -187,7 +186,8 @@ def chances(config: EstimateConfig, judged: Judged) -> FloatArray:
 
 def split_chances(config: EstimateConfig, judged: Judged) -> FloatArray:
     """[N], the shares of those variants that would have shown the same (without chance)."""
-    shares, number = shares_at(judged.answers, list(config.shown_by)), judged.number
+    answers = judged.answers
+    shares, number = shares_at(answers["timestamp"], answers, list(config.shown_by)), judged.number
     chance = np.zeros(len(number))
     for column, folder in enumerate(config.shown_by.values()):
         same = agreement(judged, at_places(Policy.open(folder), judged))
@@ -198,22 +198,6 @@ def split_chances(config: EstimateConfig, judged: Judged) -> FloatArray:
             f"{', '.join(config.shown_by)}; name the runs that the variants served then."
         )
     return chance
-
-
-def shares_at(answers: pl.DataFrame, variants: Sequence[str]) -> FloatArray:
-    """[Q, variants], the share of traffic that each was given when an answer was: that of its own nearest answer."""
-    columns = []
-    for name in variants:
-        own = answers.filter(pl.col("variant") == name).select("timestamp", share="propensity")
-        near = answers.select("timestamp").join_asof(own, on="timestamp", strategy="nearest")
-        columns.append(near["share"].to_numpy())
-    shares = np.stack(columns, axis=1)
-    if (off := np.abs(shares.sum(axis=1) - 1) > SHARES_MISSING).mean() > SHARES_MISSING:
-        raise DataError(
-            f"estimate: shares of {', '.join(variants)} do not add up to 1 for {int(off.sum()):,} of {len(off):,} "
-            "answers; name the models of all variants that had traffic (--shown-by NAME=RUN)."
-        )
-    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def at_places(policy: Policy, judged: Judged) -> pl.Series:
