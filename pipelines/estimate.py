@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from pipelines.exposed import UNITS, Period, Reward, chosen_variants, impressions_of, read_logs, rewards_of, shares_at
-from pipelines.policy_lists import Policy
+from pipelines.policy_lists import Lister, Policy
 from pipelines.reporter import Reporter
 from recsys.errors import ConfigError, DataError
 from recsys.exposures import Attribution
@@ -120,13 +120,20 @@ class Judged:
 
 
 def estimate_policy(config: EstimateConfig, reporter: Reporter) -> PolicyEstimate:
-    """Joins the logs, asks the model what it would have shown, and estimates."""
+    """Joins the logs, asks the models what they would have shown, and estimates."""
     policy = Policy.open(config.policy)
+    reporter.say(f"{policy.name}: what would it have shown?")
+    shown_by = {name: Policy.open(run).lists for name, run in config.shown_by.items()}
+    return estimate_lists(config, policy.name, policy.lists, shown_by)
+
+
+def estimate_lists(config: EstimateConfig, name: str, lists: Lister, shown_by: Mapping[str, Lister]) -> PolicyEstimate:
+    """The same of anything that makes lists."""
     judged = judged_answers(config)
-    reporter.say(f"{policy.name}: lists for {len(judged.answers):,} answers")
-    log = logged_rows(config, judged, chances(config, judged), at_places(policy, judged))
+    chance = split_chances(config, judged, shown_by) if shown_by else chances(config, judged)
+    log = logged_rows(config, judged, chance, at_places(lists, judged))
     return PolicyEstimate(
-        policy=policy.name,
+        policy=name,
         reward=config.reward,
         estimator=config.estimator,
         estimates=estimate(log, config.clip, config.draws, config.seed),
@@ -163,13 +170,6 @@ def judged_answers(config: EstimateConfig) -> Judged:
 def chances(config: EstimateConfig, judged: Judged) -> FloatArray:
     """[N], how likely each row was, as far as `config.reading` looks."""
     random = judged.rows["item_propensity"].is_not_null()
-    if config.shown_by:
-        if random.any():
-            raise ConfigError(
-                f"estimate: the log has propensities of items for {int(random.sum()):,} rows; --shown-by is for "
-                "variants that rank without chance. Drop it, or choose others by --variant."
-            )
-        return split_chances(config, judged)
     names = judged.answers["variant"].unique().sort().to_list()
     if len(names) > 1:
         raise ConfigError(
@@ -184,26 +184,31 @@ def chances(config: EstimateConfig, judged: Judged) -> FloatArray:
     return judged.rows["item_propensity"].fill_null(1.0).to_numpy()
 
 
-def split_chances(config: EstimateConfig, judged: Judged) -> FloatArray:
+def split_chances(config: EstimateConfig, judged: Judged, shown_by: Mapping[str, Lister]) -> FloatArray:
     """[N], the shares of those variants that would have shown the same (without chance)."""
+    if random := len(judged.rows) - judged.rows["item_propensity"].null_count():
+        raise ConfigError(
+            f"estimate: the log has propensities of items for {random:,} rows; --shown-by is for variants that rank "
+            "without chance. Drop it, or choose others by --variant."
+        )
     answers = judged.answers
-    shares, number = shares_at(answers["timestamp"], answers, list(config.shown_by)), judged.number
+    shares, number = shares_at(answers["timestamp"], answers, list(shown_by)), judged.number
     chance = np.zeros(len(number))
-    for column, folder in enumerate(config.shown_by.values()):
-        same = agreement(judged, at_places(Policy.open(folder), judged))
+    for column, lists in enumerate(shown_by.values()):
+        same = agreement(judged, at_places(lists, judged))
         chance += shares[number, column] * joint(config.reading, same, number)
     if missing := int((chance == 0).sum()):
         raise DataError(
             f"estimate: {missing:,} of {len(chance):,} rows would have been shown by none of the models of "
-            f"{', '.join(config.shown_by)}; name the runs that the variants served then."
+            f"{', '.join(shown_by)}; name the runs that the variants served then."
         )
     return chance
 
 
-def at_places(policy: Policy, judged: Judged) -> pl.Series:
-    """[N], the item that the policy would show in the place of each row; null where its list is shorter."""
+def at_places(lister: Lister, judged: Judged) -> pl.Series:
+    """[N], the item that a policy would show in the place of each row; null where its list is shorter."""
     longest = int(judged.rows["position"].max())  # type: ignore[arg-type]
-    lists = policy.lists(judged.answers["history"].to_list(), longest)
+    lists = lister(judged.answers["history"].to_list(), longest)
     places = pl.int_ranges(1, pl.col("items").list.len() + 1, dtype=pl.Int32).alias("position")
     table = pl.DataFrame({"items": lists}).with_row_index("answer").filter(pl.col("items").list.len() > 0)
     rows = table.with_columns(places).explode("items", "position")

@@ -120,7 +120,7 @@ def run_experiment(config: ExperimentConfig) -> Experiment:
         raise ConfigError(
             f"experiment: --base {config.base}: the log has the variants {', '.join(names)}; two or more."
         )
-    end = max(int(table["timestamp"].max() or 0) for table in (exposures, outcomes))  # type: ignore[call-overload]
+    end = max(int(table["timestamp"].to_numpy()[-1]) for table in (exposures, outcomes) if len(table))
     users = arrived(exposures, names)
     reasons = {
         "users who saw several variants": pl.col("mixed"),
