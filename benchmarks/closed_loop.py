@@ -87,8 +87,8 @@ def _training(folder: Path, name: str) -> TrainConfig:
 
 @dataclass(frozen=True)
 class Guests:
-    """Visitors: which person each is [G], the history the shop knows, and what every model would show: ids, and what its
-    list earns [G]."""
+    """Visitors: which person each is [G], the history the shop knows, and what every model would show: ids, and what
+    its list earns [G]."""
 
     person: IntArray
     histories: list[list[str]]
@@ -193,7 +193,7 @@ def experiments(shop: Shop, guests: Guests, pair: tuple[str, str], days: int, rn
     truth = float((guests.earns[pair[1]] - guests.earns[pair[0]]).mean())
     found = Verdicts([], [])
     for _ in range(days):
-        second = rng.random(GUESTS) < SHARES["new"]
+        second = rng.random(len(guests.person)) < SHARES["new"]
         lists = [guests.lists[pair[int(side)]][number] for number, side in enumerate(second)]
         variants = np.where(second, "new", "old").tolist()
         with TemporaryDirectory() as folder:
@@ -231,7 +231,7 @@ def split_day(shop: Shop, guests: Guests) -> Days:
     """Guests are split between the old and the new model."""
 
     def write(rng: np.random.Generator, folder: Path) -> tuple[Path, Mapping[str, Lister]]:
-        names = np.where(rng.random(GUESTS) < SHARES["new"], "new", "old").tolist()
+        names = np.where(rng.random(len(guests.person)) < SHARES["new"], "new", "old").tolist()
         lists = [guests.lists[name][number] for number, name in enumerate(names)]
         log = write_day(folder, shop, guests, names, lists, None, rng)
         return log, {name: guests.lister(name) for name in SHARES}
@@ -245,8 +245,8 @@ def exploring_day(shop: Shop, guests: Guests) -> Days:
 
     def write(rng: np.random.Generator, folder: Path) -> tuple[Path, Mapping[str, Lister]]:
         lists = [rng.permutation(pool)[:PLACES].tolist() for pool in pools]
-        chances = [[1 / POOL] * PLACES] * GUESTS
-        return write_day(folder, shop, guests, ["explore"] * GUESTS, lists, chances, rng), {}
+        chances = [[1 / POOL] * PLACES] * len(pools)
+        return write_day(folder, shop, guests, ["explore"] * len(pools), lists, chances, rng), {}
 
     return write
 
@@ -307,10 +307,10 @@ def page(shop: Shop, days: int, rng: np.random.Generator) -> str:
     return "\n".join([
         "# The loop, closed",
         "",
-        "Written by `python -m benchmarks.closed_loop`; do not edit. MovieLens-100K in two halves: one is the shop's log, "
-        f"the other makes people, whom no model sees (their model tells the shop's ratings to {shop.error:.3f} RMSE; the "
-        f"mean alone to {shop.spread:.3f}). {GUESTS:,} guests a day, {days} days a row; seed 0; "
-        f"{datetime.now(UTC).date().isoformat()}, 2 cores, no accelerator.",
+        "Written by `python -m benchmarks.closed_loop`; do not edit. MovieLens-100K in two halves: one is the shop's "
+        "log, the other makes people, whom no model sees (their model tells the shop's ratings to "
+        f"{shop.error:.3f} RMSE; the mean alone to {shop.spread:.3f}). {GUESTS:,} guests a day, {days} days a "
+        f"row; seed 0; {datetime.now(UTC).date().isoformat()}, 2 cores, no accelerator.",
         "",
         f"What a list earns in truth (clicks): {truths}.",
         "",
@@ -323,11 +323,11 @@ def page(shop: Shop, days: int, rng: np.random.Generator) -> str:
         "",
         "## Estimates: `recsys estimate`",
         "",
-        "*split*: old and new answer half of the guests each, without chance; *explored*: ten of new's best twenty in any "
-        "order. *covered*: mean weight; *trusted*: days on which the command said that the log can judge the model.",
+        "*split*: old and new answer half of the guests each, without chance; *explored*: ten of new's best twenty in "
+        "any order. *covered*: mean weight; *trusted*: days on which the command said that the log can judge it.",
         "",
-        "| log | model | truth | covered | trusted | estimator | mean | error, standard errors | spread | intervals that "
-        "hold the truth |",
+        "| log | model | truth | covered | trusted | estimator | mean | error, standard errors | spread | intervals "
+        "that hold the truth |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
