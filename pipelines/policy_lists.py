@@ -1,6 +1,6 @@
 """What a model would have shown: lists for the histories that a service logged."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from recsys.sequences import SequenceStore
 from recsys.steps import read_manifest
 
 BUNDLE_CARD = "model.json"
+Lister = Callable[[Sequence[Sequence[str]], int], pl.Series]
+"""From histories and a length to lists of item ids."""
 
 
 @dataclass(frozen=True)

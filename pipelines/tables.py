@@ -7,6 +7,7 @@ from rich.table import Table
 from pipelines.backtest_results import HITS, NDCG, Backtest
 from pipelines.estimate import PolicyEstimate
 from pipelines.evaluate import Evaluation, table_rows
+from pipelines.experiment import Experiment
 from pipelines.exposed import UNITS
 from recsys.clicks import NEGATIVES
 from recsys.comparison import Difference
@@ -109,6 +110,29 @@ def backtest_table(result: Backtest) -> Table:
             f"{row.new_item_share:.1%}",
             f"{row.training_seconds:.1f}",
         )
+    return table
+
+
+def experiment_table(result: Experiment) -> Table:
+    """One row a variant and metric."""
+    table = Table(title=f"against {result.base}, users as units, {'one look' if result.plan.once else 'any look'}")
+    names = ("variant", "metric", "users", result.base, "variant's", "difference", "95 % interval", "p, corrected")
+    for column in (*names, "CUPED saved"):
+        table.add_column(column, justify="left" if column in {"variant", "metric"} else "right")
+    for name, effects in result.effects.items():
+        for entry in effects:
+            low, high = entry.deciding_interval
+            table.add_row(
+                name,
+                entry.metric,
+                f"{entry.users[0]} + {entry.users[1]}",
+                figure(entry.mean_base),
+                figure(entry.mean_variant),
+                f"{entry.difference:+.4f}",
+                f"{low:+.4f} to {high:+.4f}",
+                f"{entry.adjusted:.4f}",
+                f"{entry.saved:.0%}",
+            )
     return table
 
 
