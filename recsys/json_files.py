@@ -155,16 +155,15 @@ def _objects(path: Path, text: str) -> tuple[list[str], list[int]]:
 
 
 def _parts(path: Path, content: Mapping[str, Mapping[str, list[Any]]]) -> RawTable:
-    """Users of all parts, one part after the other."""
-    users = [user for part in content.values() for user in part]
-    if (
-        doubled := next((user for user in users if users.count(user) > 1), None)
-        if len(set(users)) < len(users)
-        else None
-    ):
-        raise DataError(f"{path}: user {doubled!r} is in two of its parts ({', '.join(content)}); ingest one of them.")
-    table = read_lists_by_user(path, {user: items for part in content.values() for user, items in part.items()})
-    return replace(table, layout=f"{table.layout}, below {', '.join(content)}")
+    """Users of all parts, one part after the other; `part/user` where parts name users alike, who then are others."""
+    ids = [user for part in content.values() for user in part]
+    alike = len(set(ids)) < len(ids)
+    lists = {
+        f"{part}/{user}" if alike else user: items for part, users in content.items() for user, items in users.items()
+    }
+    table = read_lists_by_user(path, lists)
+    named = " and behind" if alike else ""
+    return replace(table, layout=f"{table.layout}, below{named} {', '.join(content)}")
 
 
 def _attributes(path: Path, content: Mapping[str, Mapping[str, Any]]) -> RawTable:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Literal, NamedTuple, get_args
 from urllib.parse import unquote
 
@@ -195,7 +196,7 @@ def read_npy(path: Path, options: ReadOptions) -> RawTable:
     """A numeric matrix [rows, columns] without pickle; unnamed columns are `column_1`, `column_2`, ..."""
     try:
         matrix = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError, OSError, MemoryError, SyntaxError, TokenError) as error:
         raise DataError(
             f"{path}: not a plain numeric .npy matrix ({_first(error)}); "
             "pickled arrays are never loaded, since they can run code: save it as numbers or Parquet."

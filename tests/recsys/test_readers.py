@@ -369,8 +369,9 @@ def test_baskets_and_parts_of_one_object(tmp_path: Path) -> None:
     assert table.layout == "json, baskets by user, below train, test"
     flat = read(tmp_path / "parts.json", '{"a": {"u": [1]}, "b": {"v": [2, 3]}}')
     assert flat.frame.select("user_id", "item_id").rows() == [("u", "1"), ("v", "2"), ("v", "3")]
-    with pytest.raises(DataError, match=r"user 'u' is in two of its parts \(a, b\)"):
-        read(tmp_path / "twice.json", '{"a": {"u": [1]}, "b": {"u": [2]}}')
+    twice = read(tmp_path / "twice.json", '{"a": {"u": [1]}, "b": {"u": [2]}}')
+    assert twice.frame.select("user_id", "item_id").rows() == [("a/u", "1"), ("b/u", "2")]
+    assert twice.layout == "json, items by user, below and behind a, b"
 
 
 def test_folders_patterns_and_partitions(tmp_path: Path) -> None:
