@@ -76,6 +76,7 @@ def write_appended(step: Step, dataset: Dataset, config: IngestConfig, part: Par
     step.counts["time_unit"] = log.time_unit or counts["time_unit"]
     step.counts["roles"] = log.roles or counts["roles"]
     step.counts["layouts"] = summed(counts["layouts"], log.layouts)
+    step.counts["recognised"] = summed(counts["recognised"], log.recognised)
     if match_counts:
         step.counts["item_table"] = counts.get("item_table", {}) | match_counts
     file = write_events_of(step, dataset, added)

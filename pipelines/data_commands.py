@@ -14,7 +14,9 @@ app = typer.Typer()
 
 @app.command()
 def ingest(
-    sources: Annotated[list[Path], typer.Argument(help="Log files or folders, .gz too.", show_default=False)],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Log files, folders or quoted patterns; .gz and .zst too.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the new dataset.", show_default=False)],
     format: Annotated[  # noqa: A002 - the option's public name
         Literal["auto", "recbole", "csv", "jsonl", "json", "parquet", "movielens", "sequences", "npy"],
@@ -27,7 +29,8 @@ def ingest(
     delimiter: Annotated[str | None, typer.Option(help="Field separator; found out by default.")] = None,
     encoding: Annotated[str, typer.Option(help="Text encoding of the sources.")] = "utf-8",
     time_unit: Annotated[
-        Literal["auto", "s", "ms", "us", "ns", "min", "iso"], typer.Option(help="Unit of the timestamps.")
+        Literal["auto", "s", "ms", "us", "ns", "min", "iso", "yyyymmdd", "mmdd"],
+        typer.Option(help="Unit of the timestamps."),
     ] = "auto",
     items: Annotated[Path | None, typer.Option(help="Item table with titles and other attributes.")] = None,
     items_map: Annotated[list[str], typer.Option(help="attribute=column of the item table.")] = [],  # noqa: B006

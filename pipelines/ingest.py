@@ -85,6 +85,7 @@ class Log:
     time: TimeKind
     time_unit: TimeUnit | None
     layouts: dict[str, int]
+    recognised: dict[str, int]
     roles: dict[str, str]
     users_are_lines: bool = False
 
@@ -102,6 +103,7 @@ def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
         refuse_more_than_allowed(log, config)
         rows = validated(arrange(log, config.duplicates))
         step.counts.update(log_counts(rows, log.time), time_unit=log.time_unit, roles=log.roles, layouts=log.layouts)
+        step.counts["recognised"] = log.recognised
         table, table_counts = read_item_table(items_path, config)
         seen = rows.events.select(pl.col("item_id").unique())
         items, match_counts = all_items(seen, table)
@@ -138,7 +140,7 @@ def read_log(sources: Sequence[Path], config: IngestConfig, reporter: Reporter, 
     delimiter = "\t" if config.delimiter in TAB_AS_TYPED else config.delimiter
     options = ReadOptions(columns=config.columns, delimiter=delimiter, encoding=config.encoding)
     unit, rows, cleaned, users_are_lines = config.time_unit, first_row, [no_rows()], False
-    layouts, roles = Counter[str](), dict[str, str]()
+    layouts, recognised, roles = Counter[str](), Counter[str](), dict[str, str]()
     with reporter.task("ingest", len(sources)) as advance:
         for source in sources:
             table = read_table(source, config.format, options)
@@ -148,9 +150,13 @@ def read_log(sources: Sequence[Path], config: IngestConfig, reporter: Reporter, 
             if unit == "auto" and "timestamp" in roles:
                 unit = guess_unit(table.frame[roles["timestamp"]])
             cleaned.append(clean(table, roles, "s" if unit == "auto" else unit, first_order=rows))
-            rows += len(table.frame)
+            rows += len(cleaned[-1].events) + len(cleaned[-1].rejected)
             users_are_lines |= table.users_are_lines
             layouts[table.layout] += 1
+            if table.told_by and not recognised[told := f"{table.layout}: {table.told_by}"]:
+                reporter.say(f"{source}: read as {told}")
+            if table.told_by:
+                recognised[f"{table.layout}: {table.told_by}"] += 1
             advance(1, f"{rows} rows")
     has_time = "timestamp" in roles
     return Log(
@@ -161,6 +167,7 @@ def read_log(sources: Sequence[Path], config: IngestConfig, reporter: Reporter, 
         time="timestamp" if has_time else "order",
         time_unit=("iso" if unit == "auto" else unit) if has_time else None,
         layouts=dict(layouts),
+        recognised=dict(recognised),
         roles=roles,
         users_are_lines=users_are_lines,
     )

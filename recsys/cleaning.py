@@ -4,9 +4,10 @@ rows = accepted + rejected, always: a row is either in the events or in the reje
 of `REASONS` that holds.
 """
 
+import ast
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ BAD_VALUE = "value is not a number"
 DUPLICATE = "duplicate"
 REASONS = (MISSING_USER, MISSING_ITEM, MISSING_TIME, BAD_TIME, IMPLAUSIBLE_TIME, BAD_VALUE, DUPLICATE)
 
+LIST_TEXT = r"^\s*\[.*\]\s*$"
+
 SOURCE = "#source"
 ORDER = "#order"
 REASON = "#reason"
@@ -46,12 +49,37 @@ def clean(table: RawTable, roles: Mapping[str, str], unit: TimeUnit, first_order
 
     Without a timestamp role the row's place in source order, counted from 1 over all sources, is its timestamp.
     """
+    table = one_item_a_row(table, roles["item_id"])
     rows = _typed(table, roles, unit, first_order)
     good = rows[REASON].is_null()
     events = rows.filter(good).select(*ROLES, *BOOKKEEPING)
     bad = table.frame.filter(~good)
     rejected = _rejected(rows.filter(~good), _content(bad.select(table.columns)))
     return CleanRows(events=events, rejected=rejected)
+
+
+def one_item_a_row(table: RawTable, column: str) -> RawTable:
+    """A row an item where the column holds lists, or nothing but texts of lists (JSON or Python literals)."""
+    values = table.frame[column]
+    if values.dtype == pl.String and values.is_not_null().any() and values.drop_nulls().str.contains(LIST_TEXT).all():
+        lists = pl.Series([_entries(text) for text in values], dtype=pl.List(pl.String))
+    elif isinstance(values.dtype, pl.List) and not values.dtype.inner.is_nested():
+        lists = values.cast(pl.List(pl.String))
+    else:
+        return table
+    frame = table.frame.with_columns(lists.alias(column)).explode(column, empty_as_null=True, keep_nulls=True)
+    return replace(table, frame=frame)
+
+
+def _entries(text: str | None) -> list[str | None]:
+    """What a list in a cell holds; the text itself where it is none after all."""
+    if text is None:
+        return []
+    try:
+        entries = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return [text]
+    return [None if entry is None else str(entry) for entry in entries] if isinstance(entries, list) else [text]
 
 
 def no_rows() -> CleanRows:

@@ -1,5 +1,7 @@
 """Item attributes: one row an item, `title` as text, `categories` as a list, everything else as text."""
 
+import ast
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,7 @@ def as_text(values: pl.Series) -> pl.Series:
         values = as_integers(values.fill_nan(None))
     if values.dtype != pl.String:
         return values.cast(pl.String)
+    values = _literals_as_json(values)
     is_list = _is_json_list(values)
     if is_list.any():
         values = values.zip_with(~is_list, _json_strings(values.set(~is_list, None)).list.join(", "))
@@ -112,7 +115,9 @@ def as_categories(values: pl.Series) -> pl.Series:
     if _is_flat_list(values):
         names = values.cast(pl.List(pl.String))
     else:
-        texts = _as_json(values) if values.dtype.is_nested() else _blank_is_null(values.cast(pl.String))
+        texts = (
+            _as_json(values) if values.dtype.is_nested() else _literals_as_json(_blank_is_null(values.cast(pl.String)))
+        )
         is_list = _is_json_list(texts)
         names = texts.str.split(CATEGORY_DELIMITER)
         if is_list.any():
@@ -140,6 +145,22 @@ def _is_json_list(texts: pl.Series) -> pl.Series:
     compact = json_texts(texts)
     outside = compact.str.replace_all(JSON_STRING, "")
     return outside.str.contains(r"^[\[\],]+$").fill_null(value=False)
+
+
+def _literals_as_json(texts: pl.Series) -> pl.Series:
+    """Python literals of lists of texts as JSON; everything else as it is."""
+    odd = (texts.str.starts_with("[") & texts.str.contains("'", literal=True)).fill_null(value=False)
+    odd &= json_texts(texts).is_null()
+    if not odd.any():
+        return texts
+    return texts.scatter(odd.arg_true(), pl.Series([_as_json_text(text) for text in texts.filter(odd)]))
+
+
+def _as_json_text(text: str) -> str:
+    try:
+        return json.dumps(ast.literal_eval(text.strip()), ensure_ascii=False)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return text
 
 
 def _json_strings(texts: pl.Series) -> pl.Series:

@@ -22,7 +22,8 @@ from pipelines import ingest as ingest_module
 from pipelines.ingest import IngestConfig, ingest
 from recsys.cleaning import REASONS
 from recsys.errors import ConfigError, DataError, RecsysError
-from recsys.readers import BAD_JSON, SourceFormat
+from recsys.json_files import BAD_JSON
+from recsys.readers import SourceFormat
 from recsys.schema import ROLES, Dataset, Events, Items, Rejected
 from recsys.sequence_files import BAD_LIST
 from recsys.source_files import BAD_FIELD_COUNT

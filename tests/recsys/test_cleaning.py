@@ -1,6 +1,7 @@
 """Rows become events or are rejected, none is lost; order and duplicates against plain Python."""
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -113,8 +114,8 @@ def test_float_ids_that_are_no_whole_numbers_stay_as_they_are() -> None:
 
 
 def test_columns_of_lists_cannot_be_ids() -> None:
-    with pytest.raises(DataError, match=r"log.parquet: column 'i' holds List\(String\), not single values"):
-        clean(columns(u=["a"], i=[["x"]]), {"user_id": "u", "item_id": "i"}, "s", first_order=0)
+    with pytest.raises(DataError, match=r"log.parquet: column 'i' holds List\(List\(String\)\), not single values"):
+        clean(columns(u=["a"], i=[[["x"]]]), {"user_id": "u", "item_id": "i"}, "s", first_order=0)
 
 
 def test_columns_of_other_things_cannot_be_times() -> None:
@@ -178,3 +179,21 @@ def test_nothing_accepted_says_the_commonest_reason() -> None:
         refuse_empty(cleaned, [Path("log.csv")])
     with pytest.raises(DataError, match=r"log.csv and 1 more: a header and no data rows"):
         refuse_empty(clean(table([]), ROLES, "s", first_order=0), [Path("log.csv"), Path("b.csv")])
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [['["x", "y"]', "['z', 7]", "[]", None], [["x", "y"], ["z", "7"], [], None], ["['x', 'y']", "[oops]", "", "[]"]],
+)
+def test_a_row_of_several_items_is_an_event_each(lists: list[Any]) -> None:
+    cleaned = clean(columns(u=list("abcd"), i=lists), {"user_id": "u", "item_id": "i"}, "s", first_order=10)
+    if "[oops]" in lists:
+        assert cleaned.events["item_id"].to_list() == [lists[0], lists[1], lists[3]], "not all are lists"
+        return
+    assert cleaned.events.select("user_id", "item_id", "timestamp").rows() == [
+        ("a", "x", 11),
+        ("a", "y", 12),
+        ("b", "z", 13),
+        ("b", "7", 14),
+    ]
+    assert cleaned.rejected.select("row", "reason").rows() == [(3, "missing item_id"), (4, "missing item_id")]

@@ -95,3 +95,9 @@ def test_the_atomic_item_file_of_the_same_stem_is_found(tmp_path: Path) -> None:
     (tmp_path / "b.item.gz").touch()
     with pytest.raises(ConfigError, match="two item tables beside the sources; choose one with --items"):
         sibling_item_table(sources)
+
+
+def test_python_lists_in_cells_are_lists() -> None:
+    values = pl.Series(["['Home & Kitchen', \"Men's\"]", "[['a', 'b'], ['a', 'c']]", "[broken, 'x'", None])
+    assert as_categories(values).to_list() == [["Home & Kitchen", "Men's"], ["a", "b", "c"], ["[broken, 'x'"], None]
+    assert as_text(values).to_list() == ["Home & Kitchen, Men's", "a, b, a, c", "[broken, 'x'", None]
