@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipelines.backtest_results import HITS, NDCG, Backtest, Figures
-from pipelines.comparison_report import PAGE, drawn, figures_table
-from recsys.steps import write_text
+from pipelines.comparison_report import figures_table
+from pipelines.html_page import drawn, write_page
 
 COLOURS = {"never": "#9b1c1c", "warm": "#1f5fbf", "cold": "#12633a"}
 GREYS = ("#9aa5b1", "#b8860b", "#7b5ea7", "#4f9d9d", "#8c6d5a")
@@ -39,7 +39,7 @@ def write_report(path: Path, result: Backtest) -> None:
             for entry in result.versus
         ),
     ]
-    write_text(path, PAGE.substitute(title=html.escape(title), note=html.escape(note), body="\n".join(parts)))
+    write_page(path, title, note, "\n".join(parts))
 
 
 def quality(result: Backtest) -> Callable[[Figure], None]:

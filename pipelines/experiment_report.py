@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from pipelines.comparison_report import PAGE, drawn
 from pipelines.experiment import Experiment
+from pipelines.html_page import drawn, write_page
 from recsys.experiment import MIN_USERS, Effect
-from recsys.steps import write_text
 
 LOOKS = 40
 """Of the line over users."""
@@ -28,7 +27,7 @@ def write_report(path: Path, experiment: Experiment) -> None:
     )
     said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in experiment.sentences())
     body = said + "".join(section(experiment, name) for name in experiment.effects)
-    write_text(path, PAGE.substitute(title=html.escape(title), note=html.escape(note), body=body))
+    write_page(path, title, note, body)
 
 
 def section(experiment: Experiment, name: str) -> str:
