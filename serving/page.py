@@ -13,6 +13,7 @@ from serving.api import Configured, Counted, Loaded
 from serving.queries import Answer
 from serving.queries import Query as RecommendQuery
 from serving.service import Service
+from serving.split import CONTROL
 
 RESULTS, RECOMMENDED, STORED_SHOWN = 8, 10, 8
 HEADERS = {
@@ -78,7 +79,7 @@ def page(
     answer = service.recommender.recommend(
         RecommendQuery(history=choice.items, user_id=choice.user or None, k=RECOMMENDED)
     )
-    metrics.answer(answer)
+    metrics.answer(answer, CONTROL)
     html = TEMPLATES.get_template("page.html").render(_content(service, choice, answer))
     return Response(html, media_type="text/html", headers=HEADERS)
 
