@@ -192,7 +192,7 @@ def page(worlds: int, rng: np.random.Generator) -> str:
         "",
         "## Off-policy estimates",
         "",
-        "| rows | estimator | mean error, standard errors | variance over that of ips | 95 % intervals that hold the truth |",
+        "| rows | estimator | mean error, standard errors | variance over ips' | intervals that hold the truth |",
         "|---|---|---|---|---|",
         *(row for rows in LOGS for row in off_policy_rows(worlds, rows, rng)),
         "",

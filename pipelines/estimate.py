@@ -1,5 +1,6 @@
 """`recsys estimate LOG… --policy RUN`: what would a model have earned, by what others showed?"""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from recsys.slate_policy import Reading, joint, row_weights
 
 EstimatorName = Literal["ips", "snips", "clipped", "dm", "dr", "switch-dr"]
 Verdict = Literal["better", "worse", "no winner", "not enough overlap"]
+SHOWING = {"k", "why", "fields"}
+"""Wishes that change how much is shown, and not which item stands where."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +151,11 @@ def judged_answers(config: EstimateConfig) -> Judged:
     answers = chosen_variants(exposures, [*config.variants, *config.shown_by])
     shown = impressions_of(exposures, outcomes, config.attribution)
     over = shown.filter("complete")["request_id"].unique()
+    heeded = [wishes for wishes in answers["wishes"].drop_nulls().unique() if json.loads(wishes).keys() - SHOWING]
     reasons = {
         "without items": pl.col("item_ids").list.len() == 0,
         "on further pages": pl.col("position") > 1,
-        "to wishes (filters, boosts, …), which the model is not asked to heed": pl.col("wishes").is_not_null(),
+        "to wishes (filters, boosts, …), which the model is not asked to heed": pl.col("wishes").is_in(heeded),
         "whose window is not over": ~pl.col("request_id").is_in(over.implode()),
     }
     left_out = {}

@@ -170,9 +170,9 @@ def test_the_reward_may_be_a_count_or_a_value(runs: Path, tmp_path: Path) -> Non
 
 def test_what_cannot_be_judged_is_left_out_and_said(runs: Path, tmp_path: Path) -> None:
     shown = [
-        answer(0, ITEMS[:2]),
+        answer(0, ITEMS[:2], wishes='{"k":2,"fields":["title"]}'),
         answer(1, ITEMS[2:4], position=3),
-        answer(2, ITEMS[:2], wishes="{}"),
+        answer(2, ITEMS[:2], wishes='{"k":2,"exclude_seen":true}'),
         answer(3, []),
         answer(9000, ITEMS[:1]),
     ]
