@@ -155,7 +155,7 @@ def write_day(
     outcomes = pl.DataFrame(
         {
             "user_id": [f"g{row}" for row in rows],
-            "item_id": [lists[row][place] for row, place in zip(rows, places, strict=True)],
+            "item_id": [lists[row][place] for row, place in zip(rows.tolist(), places.tolist(), strict=True)],
             "timestamp": times[rows] + (1 + places) * SECOND,
             "event_type": "click",
             "value": None,

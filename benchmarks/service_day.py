@@ -188,8 +188,8 @@ def page(found: Findings, guests: int) -> str:
     return "\n".join([
         "# A day of the service",
         "",
-        "Written by `python -m benchmarks.service_day`; do not edit. The app with two bundles (half of the users each), "
-        f"state, and exposure log, asked by HTTP; {guests:,} guests of {VISITS} visits; people and models of "
+        "Written by `python -m benchmarks.service_day`; do not edit. The app with two bundles (half of the users "
+        f"each), state, and exposure log, asked by HTTP; {guests:,} guests of {VISITS} visits; people and models of "
         f"[closed-loop.md](closed-loop.md); seed 0; {datetime.now(UTC).date().isoformat()}, 2 cores, no accelerator.",
         "",
         f"`recsys experiment`: {found.experiment.split.sentence()} {entry.sentence()} In truth the difference is "

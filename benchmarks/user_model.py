@@ -41,7 +41,8 @@ def explained_ratings(people: IntArray, items: IntArray, ratings: FloatArray, sh
         its = solved(
             items, ratings - mean - theirs[people, -1], np.c_[theirs[people, :-1], np.ones(len(items))], shape[1]
         )
-    return mean + theirs[:, -1:] + its[:, -1] + theirs[:, :-1] @ its[:, :-1].T
+    explained: FloatArray = mean + theirs[:, -1:] + its[:, -1] + theirs[:, :-1] @ its[:, :-1].T
+    return explained.astype(np.float64)
 
 
 def solved(rows: IntArray, targets: FloatArray, inputs: FloatArray, size: int) -> FloatArray:

@@ -155,7 +155,10 @@ def judged_answers(config: EstimateConfig) -> Judged:
     reasons = {
         "without items": pl.col("item_ids").list.len() == 0,
         "on further pages": pl.col("position") > 1,
-        "to wishes (filters, boosts, …), which the model is not asked to heed": pl.col("wishes").is_in(heeded),
+        "to wishes (filters, boosts, …), which the model is not asked to heed": pl
+        .col("wishes")
+        .fill_null("")
+        .is_in(heeded),
         "whose window is not over": ~pl.col("request_id").is_in(over.implode()),
     }
     left_out = {}
