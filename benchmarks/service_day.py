@@ -148,7 +148,7 @@ def judged(shop: Shop, day: Day, folder: Path, difference: float) -> Findings:
         for run in ("old", "new", "popularity")
     }
     answers = read_exposures(day.log).filter(pl.col("user_id").is_not_null())
-    asked, users = answers["history"].to_list(), answers["user_id"].to_list()
+    users = answers["user_id"].to_list()
     dataset = ingest(
         IngestConfig(sources=(day.log / "outcomes",), out=folder / "again", format="parquet"), Reporter(quiet=True)
     )
@@ -156,7 +156,7 @@ def judged(shop: Shop, day: Day, folder: Path, difference: float) -> Findings:
         experiment=experiment,
         estimates=estimates,
         earned={
-            run: expected(shop, day, Policy.open(shop.folder / run).lists(asked, PLACES).to_list(), users)
+            run: expected(shop, day, Policy.open(shop.folder / run).lists(answers["history"], PLACES).to_list(), users)
             for run in estimates
         },
         difference=difference,

@@ -215,7 +215,7 @@ def split_chances(config: EstimateConfig, judged: Judged, shown_by: Mapping[str,
 def at_places(lister: Lister, judged: Judged) -> pl.Series:
     """[N], the item that a policy would show in the place of each row; null where its list is shorter."""
     longest = int(judged.rows["position"].max())  # type: ignore[arg-type]
-    lists = lister(judged.answers["history"].to_list(), longest)
+    lists = lister(judged.answers["history"], longest)
     places = pl.int_ranges(1, pl.col("items").list.len() + 1, dtype=pl.Int32).alias("position")
     table = pl.DataFrame({"items": lists}).with_row_index("answer").filter(pl.col("items").list.len() > 0)
     rows = table.with_columns(places).explode("items", "position")
