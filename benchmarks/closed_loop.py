@@ -103,13 +103,18 @@ class Guests:
         names = rng.choice(sorted(known), GUESTS)
         histories = [known[name][: rng.integers(1, len(known[name]) + 1)] for name in names]
         person = names.astype(np.int64) - 1
-        lists = {name: Policy.open(shop.folder / name).lists(histories, PLACES).to_list() for name in MODELS}
+        lists = {name: shown_lists(shop, name, histories, PLACES).to_list() for name in MODELS}
         return cls(person, histories, lists, {name: _earned(shop, person, shown) for name, shown in lists.items()})
 
     def lister(self, name: str) -> Lister:
         """The model's lists, looked up."""
         by_history = dict(zip(map(tuple, self.histories), self.lists[name], strict=True))
-        return lambda histories, k: pl.Series([by_history[tuple(history)][:k] for history in histories])
+        return lambda histories, k: pl.Series([by_history[tuple(history)][:k] for history in histories.to_list()])
+
+
+def shown_lists(shop: Shop, name: str, histories: list[list[str]], k: int) -> pl.Series:
+    """What one of the shop's models would show."""
+    return Policy.open(shop.folder / name).lists(pl.Series(histories, dtype=pl.List(pl.String)), k)
 
 
 def _earned(shop: Shop, person: IntArray, lists: Sequence[Sequence[str]]) -> FloatArray:
@@ -155,7 +160,7 @@ def write_day(
     outcomes = pl.DataFrame(
         {
             "user_id": [f"g{row}" for row in rows],
-            "item_id": [lists[row][place] for row, place in zip(rows, places, strict=True)],
+            "item_id": [lists[row][place] for row, place in zip(rows.tolist(), places.tolist(), strict=True)],
             "timestamp": times[rows] + (1 + places) * SECOND,
             "event_type": "click",
             "value": None,
@@ -241,7 +246,7 @@ def split_day(shop: Shop, guests: Guests) -> Days:
 
 def exploring_day(shop: Shop, guests: Guests) -> Days:
     """Everybody gets ten of the new model's best twenty, in any order."""
-    pools = Policy.open(shop.folder / "new").lists(guests.histories, POOL).to_list()
+    pools = shown_lists(shop, "new", guests.histories, POOL).to_list()
 
     def write(rng: np.random.Generator, folder: Path) -> tuple[Path, Mapping[str, Lister]]:
         lists = [rng.permutation(pool)[:PLACES].tolist() for pool in pools]

@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -163,22 +164,18 @@ def lists_told_apart(better: float, rng: np.random.Generator) -> tuple[bool, boo
     return interleaved.decided, tested.decided
 
 
-def share(
-    of: Callable[[np.random.Generator], bool | tuple[bool, bool]], count: int, rng: np.random.Generator
-) -> FloatArray:
+def share(of: Callable[[np.random.Generator], tuple[bool, bool]], count: int, rng: np.random.Generator) -> FloatArray:
     """How often, of so many worlds."""
-    return np.atleast_1d(np.mean([of(rng) for _ in range(count)], axis=0))
+    return np.mean([of(rng) for _ in range(count)], axis=0, dtype=np.float64)
 
 
 def page(worlds: int, rng: np.random.Generator) -> str:
     """The figures beside what they should be."""
     same = [peeked(0.0, rng) for _ in range(worlds)]
     better = [peeked(LIFT, rng) for _ in range(worlds)]
-    right, wrong = (share(lambda draws, kept=kept: split_doubted(kept, draws), worlds, rng) for kept in (1.0, 0.85))
-    equal, preferred = (
-        share(lambda draws, times=times: lists_told_apart(times, draws), max(1, worlds // 3), rng)
-        for times in (1.0, 1.6)
-    )
+    right, wrong = (share(partial(split_doubted, kept), worlds, rng) for kept in (1.0, 0.85))
+    lists = max(1, worlds // 3)
+    equal, preferred = (share(partial(lists_told_apart, times), lists, rng) for times in (1.0, 1.6))
 
     def rate(runs: list[Peeked], name: str) -> str:
         return f"{np.mean([getattr(run, name) for run in runs]):.1%}"
@@ -192,7 +189,7 @@ def page(worlds: int, rng: np.random.Generator) -> str:
         "",
         "## Off-policy estimates",
         "",
-        "| rows | estimator | mean error, standard errors | variance over that of ips | 95 % intervals that hold the truth |",
+        "| rows | estimator | mean error, standard errors | variance over ips' | intervals that hold the truth |",
         "|---|---|---|---|---|",
         *(row for rows in LOGS for row in off_policy_rows(worlds, rows, rng)),
         "",

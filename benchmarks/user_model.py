@@ -8,6 +8,7 @@ clicks what is read with a share of the chance of a like. Dimensions: U people, 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from recsys.metrics import FloatArray, IntArray
 
@@ -35,7 +36,8 @@ def explained_ratings(people: IntArray, items: IntArray, ratings: FloatArray, sh
     """[U, V], mean + biases + inner products of factors."""
     mean = float(ratings.mean())
     rng = np.random.default_rng(0)
-    theirs, its = (np.c_[rng.normal(0, 0.1, (size, FACTORS)), np.zeros(size)] for size in shape)
+    theirs: FloatArray = np.c_[rng.normal(0, 0.1, (shape[0], FACTORS)), np.zeros(shape[0])]
+    its: FloatArray = np.c_[rng.normal(0, 0.1, (shape[1], FACTORS)), np.zeros(shape[1])]
     for _ in range(ROUNDS):
         theirs = solved(people, ratings - mean - its[items, -1], np.c_[its[items, :-1], np.ones(len(items))], shape[0])
         its = solved(
@@ -50,10 +52,11 @@ def solved(rows: IntArray, targets: FloatArray, inputs: FloatArray, size: int) -
     products = np.zeros((size, width, width))
     np.add.at(products, rows, inputs[:, :, None] * inputs[:, None, :])
     sides = np.stack([np.bincount(rows, targets * column, minlength=size) for column in inputs.T], axis=1)
-    return np.linalg.solve(products + RIDGE * np.eye(width), sides[:, :, None])[:, :, 0]
+    solutions = np.linalg.solve(products + RIDGE * np.eye(width), sides[:, :, None])
+    return np.asarray(solutions[:, :, 0], dtype=np.float64)
 
 
-def logistic(inputs: FloatArray, outcomes: np.ndarray) -> tuple[float, float]:
+def logistic(inputs: FloatArray, outcomes: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """Slope and offset of the chance of an outcome (Newton's method)."""
     columns, weights = np.c_[inputs, np.ones(len(inputs))], np.zeros(2)
     for _ in range(20):

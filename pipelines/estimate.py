@@ -1,5 +1,6 @@
 """`recsys estimate LOG… --policy RUN`: what would a model have earned, by what others showed?"""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from recsys.slate_policy import Reading, joint, row_weights
 
 EstimatorName = Literal["ips", "snips", "clipped", "dm", "dr", "switch-dr"]
 Verdict = Literal["better", "worse", "no winner", "not enough overlap"]
+SHOWING = {"k", "why", "fields"}
+"""Wishes that change how much is shown, and not which item stands where."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +151,14 @@ def judged_answers(config: EstimateConfig) -> Judged:
     answers = chosen_variants(exposures, [*config.variants, *config.shown_by])
     shown = impressions_of(exposures, outcomes, config.attribution)
     over = shown.filter("complete")["request_id"].unique()
+    heeded = [wishes for wishes in answers["wishes"].drop_nulls().unique() if json.loads(wishes).keys() - SHOWING]
     reasons = {
         "without items": pl.col("item_ids").list.len() == 0,
         "on further pages": pl.col("position") > 1,
-        "to wishes (filters, boosts, …), which the model is not asked to heed": pl.col("wishes").is_not_null(),
+        "to wishes (filters, boosts, …), which the model is not asked to heed": pl
+        .col("wishes")
+        .fill_null("")
+        .is_in(heeded),
         "whose window is not over": ~pl.col("request_id").is_in(over.implode()),
     }
     left_out = {}
@@ -208,7 +215,7 @@ def split_chances(config: EstimateConfig, judged: Judged, shown_by: Mapping[str,
 def at_places(lister: Lister, judged: Judged) -> pl.Series:
     """[N], the item that a policy would show in the place of each row; null where its list is shorter."""
     longest = int(judged.rows["position"].max())  # type: ignore[arg-type]
-    lists = lister(judged.answers["history"].to_list(), longest)
+    lists = lister(judged.answers["history"], longest)
     places = pl.int_ranges(1, pl.col("items").list.len() + 1, dtype=pl.Int32).alias("position")
     table = pl.DataFrame({"items": lists}).with_row_index("answer").filter(pl.col("items").list.len() > 0)
     rows = table.with_columns(places).explode("items", "position")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from pipelines.exposed import Period, impressions_of, read_logs, shares_at
+from pipelines.exposed import Period, end_of, impressions_of, read_logs, shares_at
 from recsys.errors import ConfigError, DataError
 from recsys.experiment import Effect, Measured, Plan, Split, check_split, effect
 from recsys.exposures import DAY, Attribution
@@ -120,7 +120,7 @@ def run_experiment(config: ExperimentConfig) -> Experiment:
         raise ConfigError(
             f"experiment: --base {config.base}: the log has the variants {', '.join(names)}; two or more."
         )
-    end = max(int(table["timestamp"].to_numpy()[-1]) for table in (exposures, outcomes) if len(table))
+    end = end_of(exposures)
     users = arrived(exposures, names)
     reasons = {
         "users who saw several variants": pl.col("mixed"),

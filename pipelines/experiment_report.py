@@ -37,6 +37,7 @@ def section(experiment: Experiment, name: str) -> str:
     return "\n".join([
         f'<h2 class="{mark}">{html.escape(name)}</h2>',
         "<h3>Differences as shares of the base's figures</h3>",
+        '<p class="note">After CUPED. Thick: the interval of one look; thin: the one that is valid at every look.</p>',
         drawn(lambda figure: forest(figure.subplots(), effects), 0.4 * len(effects) + 1.2),
         "<h3>As users come</h3>",
         drawn(lambda figure: line(figure.subplots(), experiment, name), 3.2),

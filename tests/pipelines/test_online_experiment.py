@@ -132,6 +132,7 @@ def test_duplicates_and_late_events_change_nothing(tmp_path: Path) -> None:
     answers, outcomes = ([row for part in parts for row in part] for parts in zip(*rows, strict=True))
     answers.append(answer(90_000, ITEMS, variant="old", propensity=0.6))
     late = [event(entry, "a", 7200) for entry in answers[:-1]]
+    late.append(event(answers[0], "a", 10**9))  # a clock that is off ends nobody's time
     plain = run_experiment(config(write_log(tmp_path / "a", answers, outcomes)))
     noisy = run_experiment(config(write_log(tmp_path / "b", answers + answers[:50], outcomes + outcomes[::3] + late)))
     assert noisy.effects == plain.effects
