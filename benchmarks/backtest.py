@@ -105,7 +105,7 @@ def main() -> None:
     results = {log: [replayed(log, arguments.work, model) for model in MODELS] for log in chosen}
     if arguments.only is not None:
         return
-    sections = [section(log, *found, arguments.out) for log, found in results.items()]
+    sections = [section(log, markov, sasrec, arguments.out) for log, (markov, sasrec) in results.items()]
     clicks = LOGS[0]
     checked = largest_difference(clicks, arguments.work, results[clicks][MODELS.index("markov")])
     arguments.out.write_text(page(sections, checked), encoding="utf-8")
@@ -198,7 +198,7 @@ def draw(result: Backtest, path: Path) -> None:
     """The plots of `recsys backtest --report`, one below the other."""
     figure = Figure(figsize=(9, sum(height for _, _, height in PLOTS)), layout="constrained")
     parts = figure.subfigures(len(PLOTS), height_ratios=[height for _, _, height in PLOTS])
-    for part, (_, plot, _) in zip(parts, PLOTS, strict=True):
+    for part, (_, plot, _) in zip(np.ravel(parts), PLOTS, strict=True):
         plot(result)(part)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
@@ -212,14 +212,14 @@ def largest_difference(log: Log, work: Path, result: Backtest) -> tuple[int, flo
     for key, gains in sums.items():
         if len(gains) != found[key].cases:
             raise SystemExit(f"{key}: {len(gains)} cases by hand, {found[key].cases} in the backtest")
-    largest = max(abs(sum(gains) / len(gains) - found[key].ndcg) for key, gains in sums.items())
+    largest = max(abs(float(np.mean(gains)) - found[key].ndcg) for key, gains in sums.items())
     return sum(row.cases for (name, _), row in found.items() if name == "never"), largest
 
 
 def by_hand(log: Log, work: Path) -> Iterator[tuple[str, int, float]]:
     """Policy, period and NDCG@10 of each event: how often its item followed the last known one, then its popularity.
 
-    Seen items may come back, as in a log of clicks. All periods have events.
+    Seen items do not come back. All periods have events.
     """
     events = open_dataset(work / log.name).events().sort("timestamp", maintain_order=True)
     begin, end, length = instant(log.begin), instant(log.end), period_length(log.every)
@@ -242,22 +242,25 @@ def by_hand(log: Log, work: Path) -> Iterator[tuple[str, int, float]]:
             ordered = {name: np.sort(list(counts.values())) for name, (counts, _) in charge.items()}
         history = histories[user]
         for policy, (counts, rows) in charge.items():
-            last = next((old for old in reversed(history) if old in counts), "")
-            rank = rank_by_hand(item, counts, rows.get(last, {}) if last else {}, ordered[policy])
+            seen = [old for old in history if old in counts]
+            row = rows.get(seen[-1], {}) if seen else {}
+            rank = rank_by_hand(item, counts, row, ordered[policy], set(seen))
             yield policy, number, 1 / np.log2(1 + rank) if rank <= 10 else 0.0
         pending.append((history[-1] if history else "", item))
         history.append(item)
 
 
-def rank_by_hand(item: str, counts: Counter[str], row: dict[str, int], ordered: np.ndarray) -> int:
-    """Rank by (times in `row`, popularity), ties pessimistic; without popularity the item is unknown."""
-    popularity, followed = counts[item], row.get(item, 0)
-    if not popularity:
+def rank_by_hand(item: str, counts: Counter[str], row: Mapping[str, int], ordered: np.ndarray, seen: set[str]) -> int:
+    """Rank by (times in `row`, popularity), ties pessimistic; unknown and seen items are not listed."""
+    own = row.get(item, 0), counts[item]
+    if not own[1] or item in seen:
         return 1 << 30
-    if followed:
-        return sum((times, counts[other]) >= (followed, popularity) for other, times in row.items())
-    as_popular = len(ordered) - int(np.searchsorted(ordered, popularity))
-    return as_popular + sum(counts[other] < popularity for other in row)
+    if own[0]:
+        better = sum((times, counts[other]) >= own for other, times in row.items())
+    else:
+        as_popular = len(ordered) - int(np.searchsorted(ordered, own[1]))
+        better = as_popular + sum(counts[other] < own[1] for other in row)
+    return better - sum((row.get(other, 0), counts[other]) >= own for other in seen)
 
 
 def replayed(log: Log, work: Path, model: str) -> Backtest:
