@@ -1,9 +1,9 @@
 """Ingest and prepare at size: `python -m benchmarks.ingest_scale`; writes docs/ingest-scale.md.
 
 Generated logs (items Zipf-distributed, 2 million users, 1 million items, hourly CSV files in any order of users) are
-ingested within `--memory` and prepared, each command a process of its own; and the real hourly clicks below RECSYS_DATA,
-at once and by appending the last hour. What was measured stays in docs/ingest-scale.json, so that a size is measured
-once: `--events 100000000` adds the largest one.
+ingested within `--memory` and prepared, each command a process of its own; and the real hourly clicks below
+RECSYS_DATA, at once and by appending the last hour. What was measured stays in docs/ingest-scale.json, so that a size is
+measured once: `--events 100000000` adds the largest one.
 """
 
 import argparse
@@ -194,9 +194,9 @@ def clicks_lines(entry: Figures) -> list[str]:
             )
         ),
         "",
-        f"From scratch {scratch:.2f} s, appended {update:.2f} s: {scratch / update:.1f} times faster. What was prepared "
-        f"is {same} as when all is prepared with the same `--extend`. Aims: 1 M rows/s of CSV, 3 M events/s from "
-        "Parquet to CSR, 20 times faster by appending.",
+        f"From scratch {scratch:.2f} s, appended {update:.2f} s: {scratch / update:.1f} times faster. What was "
+        f"prepared is {same} as when all is prepared with the same `--extend`. Aims: 1 M rows/s of CSV, 3 M events/s "
+        "from Parquet to CSR, 20 times faster by appending.",
         "",
         f"{entry['when']}.",
         "",
