@@ -2,8 +2,8 @@
 
 Generated logs (items Zipf-distributed, 2 million users, 1 million items, hourly CSV files in any order of users) are
 ingested within `--memory` and prepared, each command a process of its own; and the real hourly clicks below
-RECSYS_DATA, at once and by appending the last hour. What was measured stays in docs/ingest-scale.json, so that a size is
-measured once: `--events 100000000` adds the largest one.
+RECSYS_DATA, at once and by appending the last hour. What was measured stays in docs/ingest-scale.json, so that a size
+is measured once: `--events 100000000` adds the largest one.
 """
 
 import argparse
