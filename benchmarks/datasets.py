@@ -172,7 +172,7 @@ ENTRIES = (
         users=3448,
         items=4962,
         rows=110_000,
-        note="10,000 windows of 11, a list in one cell each; they overlap, and their time is that of the last item (the README counts ids of a larger table)",
+        note="10,000 windows of 11, a list in one cell each; they overlap, and their time is that of the last item",
     ),
     Entry(
         folder="microlens-50k",

@@ -5,6 +5,7 @@ the old dataset stays whole until the new one is in place; the parts that did no
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import polars as pl
 
 from pipelines.ingest import IngestConfig, Log, read_item_table, read_log, refuse_more_than_allowed, without_copies
 from pipelines.reporter import Reporter
-from recsys.cleaning import refuse_wrong_unit, validated
+from recsys.cleaning import CleanRows, refuse_wrong_unit, validated
 from recsys.drift import drift, part_figures
 from recsys.errors import ConfigError, DataError
 from recsys.increments import Increment, earlier_events, grown_counts, increment, joined_rejected
@@ -67,8 +68,10 @@ def append(config: IngestConfig, base: Path, reporter: Reporter | None = None) -
 
 def write_appended(step: Step, dataset: Dataset, config: IngestConfig, part: Part, reporter: Reporter) -> None:
     """Everything of the new folder but its manifest."""
-    log = read_part(config, dataset, part.own, reporter)
-    added = increment(earlier_events(dataset, log.rows), log.rows, config.duplicates)
+    log = read_part(config, dataset, part.own, reporter, step.folder / "scratch")
+    rows = CleanRows(events=log.rows.part(0, parts=1), rejected=log.rows.rejected())
+    shutil.rmtree(step.folder / "scratch")
+    added = increment(earlier_events(dataset, rows), rows, config.duplicates)
     added = replace(added, rows=validated(added.rows))
     items, match_counts, new_items = joined_items(dataset, added, part.table, config)
     counts = dataset.manifest["counts"]
@@ -127,12 +130,15 @@ def begins(manifest: Mapping[str, Any], config: IngestConfig, inputs: Sequence[M
     return count if alike and logs == [*inputs[:count]] and tables == rest[len(rest) - len(tables) :] else 0
 
 
-def read_part(config: IngestConfig, dataset: Dataset, sources: Sequence[Path], reporter: Reporter) -> Log:
+def read_part(
+    config: IngestConfig, dataset: Dataset, sources: Sequence[Path], reporter: Reporter, scratch: Path
+) -> Log:
     """The new rows; those of a log without times go on counting where the dataset ends."""
     counts = dataset.manifest["counts"]
     if config.time_unit == "auto" and counts["time_unit"] not in {None, "iso"}:
         config = replace(config, time_unit=counts["time_unit"])
-    log = read_log(sources, config, reporter, first_row=counts["rows"])
+    scratch.mkdir()
+    log = read_log(sources, config, reporter, scratch, first_row=counts["rows"])
     if sources and log.time != dataset.time:
         has, had = ("no", "a") if log.time == "order" else ("a", "no")
         raise DataError(
@@ -141,8 +147,9 @@ def read_part(config: IngestConfig, dataset: Dataset, sources: Sequence[Path], r
         )
     if log.users_are_lines:
         raise DataError(f"{sources[0]}: its users are line numbers, which {dataset.folder} has as well.")
-    refuse_wrong_unit(log.rows, log.time_unit)
-    refuse_more_than_allowed(log, config)
+    rejected = log.rows.rejected()
+    refuse_wrong_unit(log.rows.num_rows, rejected, log.time_unit)
+    refuse_more_than_allowed(log, rejected, config)
     return log
 
 
@@ -184,7 +191,14 @@ def write_events_of(step: Step, dataset: Dataset, added: Increment) -> str | Non
 def part_entry(dataset: Dataset, added: Increment, new_items: int) -> dict[str, Any]:
     """What this part is like, and how it differs from the one before."""
     events, counts = added.rows.events, dataset.manifest["counts"]
-    figures = part_figures(events, added.rows.rejected, added.new_users, new_items)
+    figures = part_figures(
+        events,
+        added.rows.rejected,
+        users=events["user_id"].n_unique(),
+        items=events["item_id"].n_unique(),
+        new_users=added.new_users,
+        new_items=new_items,
+    )
     late = int((events["timestamp"] < counts["last_timestamp"]).sum())
     previous = dataset.manifest["history"][-1]["figures"]
     return {"figures": figures, "drift": drift(figures, previous, counts, dataset.time, late)}

@@ -41,6 +41,10 @@ def ingest(
         str | None,
         typer.Option(help="Most rows that may be no events, 1% or 100; beyond, exit code 3. Duplicates do not count."),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory that may be used, such as 4GB; the rest goes to disk. No limit by default."),
+    ] = None,
     append: Annotated[
         bool, typer.Option("--append", help="Add the sources to the dataset in --out, read as its others were.")
     ] = False,
@@ -69,6 +73,7 @@ def ingest(
         items_mapping=pairs(items_map, "--items-map"),
         duplicates=duplicates,
         max_rejected=max_rejected,
+        memory=memory,
         overwrite=overwrite,
     )
     dataset = add(config, out, Reporter()) if append else run(config, Reporter())

@@ -1,8 +1,11 @@
 """`recsys ingest`: log files -> validated dataset. Formats, roles and rejected rows: docs/ingest.md."""
 
+import re
+import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +15,7 @@ from pipelines.reporter import Reporter
 from recsys.cleaning import (
     CleanRows,
     clean,
+    in_source_order,
     log_counts,
     most_rejected,
     no_rows,
@@ -19,22 +23,28 @@ from recsys.cleaning import (
     refuse_empty,
     refuse_too_many,
     refuse_wrong_unit,
-    validated,
+    summed_counts,
     without_duplicates,
 )
 from recsys.drift import part_figures
 from recsys.errors import ConfigError, DataError
 from recsys.increments import Duplicates
 from recsys.item_table import all_items, read_items, sibling_item_table
-from recsys.partitions import write_events
+from recsys.partitions import halve_parts, item_ids, num_parts, part_files, part_path
+from recsys.pieces import read_pieces
 from recsys.readers import SourceFormat, read_table
 from recsys.roles import event_roles
-from recsys.schema import ROLES, Dataset, TimeKind, open_dataset
+from recsys.schema import ROLES, Dataset, Events, Rejected, TimeKind, open_dataset
 from recsys.source_files import RawTable, ReadOptions, expand_sources
+from recsys.spill import Spill
 from recsys.steps import writing_step
 from recsys.timestamps import TimeUnit, guess_unit
 
 TAB_AS_TYPED = ("\\t", "tab")
+LEAST_MEMORY = 256 << 20
+PIECE_SHARE, HELD_SHARE = 40, 10
+"""Text is read a fortieth of the memory at a time, for it grows while it is cleaned; a tenth is held before it goes to
+disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +53,8 @@ class IngestConfig:
 
     `mapping`: role -> column, an empty column says that the role is not there. `columns`: names of the fields of
     files without a header. `items`: item table; None takes a RecBole `.item` file beside its `.inter` file.
-    `max_rejected`: share (`1%`) or number of rows that may be no events; duplicates do not count.
+    `max_rejected`: share (`1%`) or number of rows that may be no events; duplicates do not count. `memory`: such as
+    `4GB`; what would not fit lies on disk while the step runs.
     """
 
     sources: tuple[Path, ...]
@@ -58,6 +69,7 @@ class IngestConfig:
     items_mapping: Mapping[str, str] = field(default_factory=dict)
     duplicates: Duplicates = "drop"
     max_rejected: str | None = None
+    memory: str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +84,8 @@ class IngestConfig:
             raise ConfigError("ingest: delimiter='' splits nothing; leave it out, or name one such as ';'.")
         if self.max_rejected is not None:
             most_rejected(self.max_rejected, 0)
+        if self.memory is not None:
+            as_bytes(self.memory)
         inside = [source for source in self.sources if source.resolve().is_relative_to(self.out.resolve())]
         if inside:
             raise ConfigError(f"--out {self.out} holds the source {inside[0]}; choose another folder.")
@@ -81,7 +95,7 @@ class IngestConfig:
 class Log:
     """All sources after cleaning, still in source order."""
 
-    rows: CleanRows
+    rows: Spill
     time: TimeKind
     time_unit: TimeUnit | None
     layouts: dict[str, int]
@@ -97,27 +111,62 @@ def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
     inputs = [*sources, *expand_sources([items_path] if items_path else [])]
     with writing_step("ingest", config.out, config=asdict(config), inputs=inputs, overwrite=config.overwrite) as step:
         own, copies = without_copies(sources, [entry["sha256"] for entry in step.inputs[: len(sources)]])
-        log = read_log(own, config, reporter or Reporter(quiet=True))
-        refuse_wrong_unit(log.rows, log.time_unit)
-        refuse_empty(log.rows, sources)
-        refuse_more_than_allowed(log, config)
-        rows = validated(arrange(log, config.duplicates))
-        step.counts.update(log_counts(rows, log.time), time_unit=log.time_unit, roles=log.roles, layouts=log.layouts)
-        step.counts["recognised"] = log.recognised
+        scratch, folder = step.folder / "scratch", step.folder / "events"
+        scratch.mkdir()
+        log = read_log(own, config, reporter or Reporter(quiet=True), scratch)
+        rejected = log.rows.rejected()
+        refuse_wrong_unit(log.rows.num_rows, rejected, log.time_unit)
+        refuse_empty(log.rows.num_events, rejected, sources)
+        refuse_more_than_allowed(log, rejected, config)
+        repeated, parts = write_parts(log, folder, config.duplicates)
+        shutil.rmtree(scratch)
+        rejected = pl.concat([rejected, in_source_order(repeated, own)])
+        Rejected.validate(rejected).write_parquet(step.folder / "rejected.parquet")
+        seen = item_ids(folder)
+        step.counts.update(summed_counts(parts, rejected, len(seen)), time_unit=log.time_unit, roles=log.roles)
+        step.counts.update(layouts=log.layouts, recognised=log.recognised, parts=len(part_files(folder)))
         table, table_counts = read_item_table(items_path, config)
-        seen = rows.events.select(pl.col("item_id").unique())
         items, match_counts = all_items(seen, table)
+        items.write_parquet(step.folder / "items.parquet")
         if items_path:
             step.counts["item_table"] = {"path": str(items_path), **table_counts, **match_counts}
-        step.counts["parts"] = write_events(rows.events, step.folder / "events")
-        items.write_parquet(step.folder / "items.parquet")
-        rows.rejected.write_parquet(step.folder / "rejected.parquet")
-        figures = part_figures(rows.events, rows.rejected, step.counts["users"], step.counts["items"])
-        left_out = [str(path) for path in copies]
         step.history = [
-            {"sources": len(sources), "left_out": left_out, "follows": None, "file": None, "figures": figures}
+            {
+                "sources": len(sources),
+                "left_out": [str(path) for path in copies],
+                "follows": None,
+                "file": None,
+                "figures": figures_of(folder, rejected, step.counts),
+            }
         ]
     return open_dataset(config.out)
+
+
+def write_parts(log: Log, folder: Path, duplicates: Duplicates) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
+    """Writes ordered events, part by part; returns duplicates that were left out, and the counts of each part.
+
+    Row numbers as times never agree, so order-only logs have no duplicates.
+    """
+    folder.mkdir()
+    number_of_parts, repeated, counts = num_parts(log.rows.num_events), list[pl.DataFrame](), list[dict[str, Any]]()
+    for number in range(number_of_parts):
+        ordered = order_events(log.rows.part(number, number_of_parts))
+        rows = without_duplicates(ordered) if duplicates == "drop" else CleanRows(ordered, no_rows().rejected)
+        del ordered
+        events = Events.validate(rows.events.select(ROLES))
+        events.write_parquet(part_path(folder, number))
+        repeated.append(rows.rejected)
+        counts.append(log_counts(CleanRows(events, rows.rejected), log.time))
+    while num_parts(sum(part["accepted"] for part in counts)) < len(part_files(folder)):
+        halve_parts(folder)  # so many were duplicates
+    return pl.concat(repeated), counts
+
+
+def figures_of(folder: Path, rejected: pl.DataFrame, counts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the first part of a log is like: everything in it is new."""
+    columns = pl.concat([pl.read_parquet(path, columns=["timestamp", "value"]) for path in part_files(folder)])
+    users, items = counts["users"], counts["items"]
+    return part_figures(columns, rejected, users=users, items=items, new_users=users, new_items=items)
 
 
 def without_copies(
@@ -132,38 +181,41 @@ def without_copies(
     return own, copies
 
 
-def read_log(sources: Sequence[Path], config: IngestConfig, reporter: Reporter, first_row: int = 0) -> Log:
+def read_log(
+    sources: Sequence[Path], config: IngestConfig, reporter: Reporter, scratch: Path, first_row: int = 0
+) -> Log:
     """Reads and cleans one source after the other; the first one with numbers for times decides their unit.
 
-    `first_row` rows came before these: where there are no times, the number of a row stands in for them.
+    `first_row` rows came before these: where there are no times, the number of a row stands in for them. What would not
+    fit into `config.memory` lies in `scratch` until it is removed.
     """
     delimiter = "\t" if config.delimiter in TAB_AS_TYPED else config.delimiter
     options = ReadOptions(columns=config.columns, delimiter=delimiter, encoding=config.encoding)
-    unit, rows, cleaned, users_are_lines = config.time_unit, first_row, [no_rows()], False
-    layouts, recognised, roles = Counter[str](), Counter[str](), dict[str, str]()
+    memory = None if config.memory is None else as_bytes(config.memory)
+    piece_bytes = memory and memory // PIECE_SHARE
+    unit, rows, users_are_lines = config.time_unit, Spill(scratch / "spill", memory and memory // HELD_SHARE), False
+    layouts, recognised, roles, began = Counter[str](), Counter[str](), dict[str, str](), time.perf_counter()
     with reporter.task("ingest", len(sources)) as advance:
         for source in sources:
-            table = read_table(source, config.format, options)
-            found = event_roles(table.columns, config.mapping, str(source))
-            _check_alike(table, found, roles, len(sources))
-            roles = found
-            if unit == "auto" and "timestamp" in roles:
-                unit = guess_unit(table.frame[roles["timestamp"]])
-            cleaned.append(clean(table, roles, "s" if unit == "auto" else unit, first_order=rows))
-            rows += len(cleaned[-1].events) + len(cleaned[-1].rejected)
-            users_are_lines |= table.users_are_lines
-            layouts[table.layout] += 1
-            if table.told_by and not recognised[told := f"{table.layout}: {table.told_by}"]:
-                reporter.say(f"{source}: read as {told}")
-            if table.told_by:
-                recognised[f"{table.layout}: {table.told_by}"] += 1
-            advance(1, f"{rows} rows")
+            for piece, table in enumerate(read_pieces(source, config.format, options, piece_bytes, scratch)):
+                if piece:
+                    table = with_columns_of(table, roles)
+                found = event_roles(table.columns, config.mapping, str(source))
+                _check_alike(table, found, roles, len(sources))
+                roles = found
+                if unit == "auto" and "timestamp" in roles:
+                    unit = guess_unit(table.frame[roles["timestamp"]])
+                rows.add(clean(table, roles, "s" if unit == "auto" else unit, first_order=first_row + rows.num_rows))
+                users_are_lines |= table.users_are_lines
+                if piece == 0:
+                    layouts[table.layout] += 1
+                    _tell(table, recognised, reporter)
+                speed = rows.num_rows / (time.perf_counter() - began)
+                advance(0, f"{rows.num_rows:,} rows, {speed:,.0f} rows/s")
+            advance(1)
     has_time = "timestamp" in roles
     return Log(
-        rows=CleanRows(
-            events=pl.concat([part.events for part in cleaned], rechunk=True),
-            rejected=pl.concat([part.rejected for part in cleaned]),
-        ),
+        rows=rows,
         time="timestamp" if has_time else "order",
         time_unit=("iso" if unit == "auto" else unit) if has_time else None,
         layouts=dict(layouts),
@@ -173,22 +225,36 @@ def read_log(sources: Sequence[Path], config: IngestConfig, reporter: Reporter, 
     )
 
 
-def refuse_more_than_allowed(log: Log, config: IngestConfig) -> None:
+def with_columns_of(table: RawTable, roles: Mapping[str, str]) -> RawTable:
+    """A further piece of a source, with empty columns for what only the first piece has."""
+    missing = [column for column in roles.values() if column not in table.columns]
+    return replace(table, frame=table.frame.with_columns(pl.lit(None, pl.String).alias(name) for name in missing))
+
+
+def _tell(table: RawTable, recognised: Counter[str], reporter: Reporter) -> None:
+    """Says how a source was recognised, where none was so before."""
+    if not table.told_by:
+        return
+    told = f"{table.layout}: {table.told_by}"
+    if told not in recognised:
+        reporter.say(f"{table.path}: read as {told}")
+    recognised[told] += 1
+
+
+def as_bytes(text: str) -> int:
+    """`4GB` as a number of bytes; KB, MB, GB and TB are powers of 1024."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?\s*", text.upper())
+    size = float(match[1]) * 1024 ** " KMGT".index(match[2] or " ") if match else 0
+    if size < LEAST_MEMORY:
+        raise ConfigError(f"--memory {text}: expected a size of at least {LEAST_MEMORY >> 20} MB, such as 4GB.")
+    return int(size)
+
+
+def refuse_more_than_allowed(log: Log, rejected: pl.DataFrame, config: IngestConfig) -> None:
     """Ends the step where more rows than `config.max_rejected` are no events; they are kept beside `config.out`."""
     if config.max_rejected is not None:
-        rows = len(log.rows.events) + len(log.rows.rejected)
         kept = config.out.with_name(f"{config.out.name}.rejected.parquet")
-        refuse_too_many(log.rows.rejected, rows, config.max_rejected, kept)
-
-
-def arrange(log: Log, duplicates: Duplicates) -> CleanRows:
-    """Events in dataset order; duplicates join the rejected (row numbers as times never agree, so order-only logs
-    have none)."""
-    rows = CleanRows(events=order_events(log.rows.events), rejected=log.rows.rejected)
-    if duplicates == "keep":
-        return rows
-    unique = without_duplicates(rows.events)
-    return CleanRows(events=unique.events, rejected=pl.concat([rows.rejected, unique.rejected]))
+        refuse_too_many(rejected, log.rows.num_rows, config.max_rejected, kept)
 
 
 def read_item_table(path: Path | None, config: IngestConfig) -> tuple[pl.DataFrame | None, dict[str, Any]]:

@@ -40,6 +40,7 @@ class IngestSection:
     items_map: Mapping[str, str] = field(default_factory=dict)
     duplicates: Duplicates = "drop"
     max_rejected: str | None = None
+    memory: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ class PipelineConfig:
     def result_settings(self) -> dict[str, Any]:
         """What a cycle's result depends on, files apart: those are told by their content."""
         sections = {name: value for name, value in asdict(self).items() if name in RESULT_SECTIONS}
-        for name in ("items", "max_rejected"):
+        for name in ("items", "max_rejected", "memory"):
             sections["ingest"].pop(name)
         sections["prepare"].pop("retire")
         return sections
@@ -180,6 +181,7 @@ class PipelineConfig:
             items_mapping=section.items_map,
             duplicates=section.duplicates,
             max_rejected=section.max_rejected,
+            memory=section.memory,
             overwrite=True,
         )
 

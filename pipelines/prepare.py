@@ -16,7 +16,7 @@ from recsys.growth import grown
 from recsys.increments import added_since
 from recsys.prepared import Prepared, SeenRule, open_prepared
 from recsys.schema import Dataset, open_dataset
-from recsys.sequences import SequenceStore
+from recsys.sequences import SequenceStore, joined
 from recsys.splits import (
     Split,
     SplitKind,
@@ -132,10 +132,21 @@ class Histories:
 
 
 def all_histories(dataset: Dataset, config: PrepareConfig) -> Histories:
-    """From every event of the dataset."""
-    events = k_core(as_histories(dataset.events(), config), config.min_user_events, config.min_item_events)
-    catalog = build_catalog(dataset, events["item_id"], config)
-    return Histories(catalog, SequenceStore.from_events(events, catalog), repeated_events(events))
+    """From every event of the dataset, part by part; a k-core needs all of them at once."""
+    if config.min_user_events > 1 or config.min_item_events > 1:
+        events = k_core(as_histories(dataset.events(), config), config.min_user_events, config.min_item_events)
+        catalog = build_catalog(dataset, events["item_id"], config)
+        return Histories(catalog, SequenceStore.from_events(events, catalog), repeated_events(events))
+    ids = dataset.item_ids()["item_id"]
+    catalog = build_catalog(dataset, ids, config)
+    stores, repeated = list[SequenceStore](), 0
+    for part in dataset.parts():
+        events = as_histories(part, config)
+        stores.append(SequenceStore.from_events(events, catalog))
+        repeated += repeated_events(events)
+    store = joined(stores)
+    refuse_too_few(store.num_users, len(ids), store.num_events)
+    return Histories(catalog, store, repeated)
 
 
 def grown_histories(dataset: Dataset, config: PrepareConfig) -> Histories | None:
@@ -174,14 +185,20 @@ def k_core(events: pl.DataFrame, min_user_events: int, min_item_events: int) -> 
         )
         if len(kept) == before:
             break
-    users, items = kept["user_id"].n_unique(), kept["item_id"].n_unique()
+    refuse_too_few(
+        kept["user_id"].n_unique(), kept["item_id"].n_unique(), len(events), min_user_events, min_item_events
+    )
+    return kept
+
+
+def refuse_too_few(users: int, items: int, num_events: int, min_user_events: int = 1, min_item_events: int = 1) -> None:
+    """Raises where nothing is left to rank or to learn from."""
     if users < 2 or items < 2:
         raise DataError(
-            f"prepare: {users} users and {items} items are left of {len(events)} events with min_user_events="
+            f"prepare: {users} users and {items} items are left of {num_events} events with min_user_events="
             f"{min_user_events} and min_item_events={min_item_events}; at least 2 of each are needed. Lower the "
             "minimums or bring more logs."
         )
-    return kept
 
 
 def build_catalog(dataset: Dataset, ids: pl.Series, config: PrepareConfig) -> Catalog:

@@ -144,15 +144,41 @@ def log_counts(rows: CleanRows, time: TimeKind) -> dict[str, Any]:
         "last_timestamp": events["timestamp"].max(),
         "tied_events": tied,
         "repeated_events": repeated,
-        "tied_share": round(tied / len(events), 6),
-        "repeat_share": round(repeated / len(events), 6),
+        "tied_share": round(tied / max(1, len(events)), 6),
+        "repeat_share": round(repeated / max(1, len(events)), 6),
     }
 
 
-def refuse_empty(rows: CleanRows, sources: Sequence[Path]) -> None:
+def summed_counts(parts: Sequence[Mapping[str, Any]], rejected: pl.DataFrame, items: int) -> dict[str, Any]:
+    """Counts of `log_counts` of a whole log, from those of its parts, which share no user."""
+    added = {
+        name: sum(part[name] for part in parts) for name in ("accepted", "users", "tied_events", "repeated_events")
+    }
+    first = [part["first_timestamp"] for part in parts if part["accepted"]]
+    last = [part["last_timestamp"] for part in parts if part["accepted"]]
+    return {
+        "rows": added["accepted"] + len(rejected),
+        **added,
+        "rejected": dict(Counter(rejected["reason"]).most_common()),
+        "items": items,
+        "time": parts[0]["time"],
+        "first_timestamp": min(first),
+        "last_timestamp": max(last),
+        "tied_share": round(added["tied_events"] / added["accepted"], 6),
+        "repeat_share": round(added["repeated_events"] / added["accepted"], 6),
+    }
+
+
+def in_source_order(rejected: pl.DataFrame, sources: Sequence[Path]) -> pl.DataFrame:
+    """Rejected rows by source and row."""
+    order = {str(source): place for place, source in enumerate(sources)}
+    places = rejected["source"].replace_strict(list(order), list(order.values()), return_dtype=pl.Int64)
+    return rejected.with_columns(places.alias("#place")).sort("#place", "row", maintain_order=True).drop("#place")
+
+
+def refuse_empty(num_events: int, rejected: pl.DataFrame, sources: Sequence[Path]) -> None:
     """Raises where no row became an event, with the commonest reason and one example."""
-    rejected = rows.rejected
-    if len(rows.events):
+    if num_events:
         return
     where = str(sources[0]) if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
     if rejected.is_empty():
@@ -193,15 +219,14 @@ def refuse_too_many(rejected: pl.DataFrame, rows: int, limit: str, kept: Path) -
     )
 
 
-def refuse_wrong_unit(rows: CleanRows, unit: TimeUnit | None) -> None:
+def refuse_wrong_unit(num_rows: int, rejected: pl.DataFrame, unit: TimeUnit | None) -> None:
     """Raises where most rows were rejected for an implausible time, which is what a wrong `unit` makes of a log."""
-    odd = rows.rejected.filter(pl.col("reason") == IMPLAUSIBLE_TIME)
-    total = len(rows.events) + len(rows.rejected)
-    if 2 * len(odd) <= total:
+    odd = rejected.filter(pl.col("reason") == IMPLAUSIBLE_TIME)
+    if 2 * len(odd) <= num_rows:
         return
     example = odd.row(0, named=True)
     raise DataError(
-        f"{example['source']}: times of {len(odd)} of {total} rows, read with --time-unit {unit}, lie outside the "
+        f"{example['source']}: times of {len(odd)} of {num_rows} rows, read with --time-unit {unit}, lie outside the "
         f"years 1900 to 2261 (row {example['row']}: {example['content'][:120]}); name the right --time-unit."
     )
 

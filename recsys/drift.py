@@ -21,15 +21,20 @@ FEWEST_FOR_RATES = 10
 Figures = dict[str, Any]
 
 
-def part_figures(events: pl.DataFrame, rejected: pl.DataFrame, new_users: int, new_items: int) -> Figures:
-    """Volume, users and items (`new_*`: not in the log before), span of time and of values of one part."""
+def part_figures(
+    events: pl.DataFrame, rejected: pl.DataFrame, *, users: int, items: int, new_users: int, new_items: int
+) -> Figures:
+    """Volume, users and items (`new_*`: not in the log before), span of time and of values of one part.
+
+    Of `events` only times and values are looked at.
+    """
     times = events["timestamp"].sort()
     return {
         "rows": len(events) + len(rejected),
         "accepted": len(events),
         "rejected": dict(Counter(rejected["reason"]).most_common()),
-        "users": events["user_id"].n_unique(),
-        "items": events["item_id"].n_unique(),
+        "users": users,
+        "items": items,
         "new_users": new_users,
         "new_items": new_items,
         "first_timestamp": times.min(),

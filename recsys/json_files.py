@@ -38,9 +38,9 @@ def read_jsonl(path: Path, options: ReadOptions) -> RawTable:
             lines, layout = lines.scatter(literal.arg_true(), texts.fill_null(lines.filter(literal))), "jsonl, literals"
             compact = json_texts(lines)
     good = compact.str.starts_with("{").fill_null(value=False)
-    if not good.any():
+    if not good.any() and not options.further:
         raise DataError(f"{path}: no line is a JSON object (first: {lines[0][:60]!r}); check --format.")
-    values = _values(path, lines.filter(good), "JSON lines")
+    values = _values(path, lines.filter(good), "JSON lines") if good.any() else pl.DataFrame()
     parts = [values.with_columns(pl.Series(ROW, good.arg_true() + 1), pl.lit(None, pl.String).alias(PROBLEM))]
     if not good.all():
         bad = pl.DataFrame({"line": lines.filter(~good), ROW: (~good).arg_true() + 1})

@@ -20,6 +20,17 @@ def num_parts(num_events: int, events_per_part: int = EVENTS_PER_PART) -> int:
     return 1 << (-(-num_events // events_per_part) - 1).bit_length()
 
 
+def event_files(folder: Path) -> list[Path]:
+    """Parts, then what was appended to them."""
+    return [*part_files(folder), *added_files(folder)]
+
+
+def item_ids(folder: Path) -> pl.DataFrame:
+    """Distinct `item_id` of all events, in no order."""
+    scans = [pl.scan_parquet(path).select("item_id").unique() for path in event_files(folder)]
+    return pl.concat([scan.collect() for scan in scans]).unique()
+
+
 def write_events(events: pl.DataFrame, folder: Path, events_per_part: int = EVENTS_PER_PART) -> int:
     """Writes ordered events into a new folder and returns the number of parts; the order holds inside each part."""
     folder.mkdir()
@@ -31,6 +42,15 @@ def write_events(events: pl.DataFrame, folder: Path, events_per_part: int = EVEN
     for number in range(parts):
         events.filter(numbers == number).write_parquet(part_path(folder, number))
     return parts
+
+
+def halve_parts(folder: Path) -> None:
+    """Makes half as many parts, each of two."""
+    files = part_files(folder)
+    half = len(files) // 2
+    for one, other in zip(files[:half], files[half:], strict=True):
+        in_order(pl.concat([pl.read_parquet(one), pl.read_parquet(other)])).write_parquet(one)
+        other.unlink()
 
 
 def part_numbers(user_ids: pl.Series, parts: int) -> pl.Series:
@@ -111,7 +131,7 @@ def in_order(events: pl.DataFrame, *ties: str) -> pl.DataFrame:
 
 def events_of_users(folder: Path, user_ids: pl.Series) -> pl.DataFrame:
     """All events of some users (distinct ids; of every part), in order."""
-    files = [*part_files(folder), *added_files(folder)]
+    files = event_files(folder)
     wanted = user_ids.to_frame("user_id").lazy()
     found = [pl.scan_parquet(path).join(wanted, on="user_id", how="semi").collect() for path in files]
     return in_order(pl.concat(found))

@@ -117,7 +117,7 @@ def read_csv(path: Path, options: ReadOptions) -> RawTable:
     delimiter = options.delimiter or sniff_delimiter(header.decode())
     fields = _header_fields(header.decode(), delimiter)
     if options.columns:
-        _check_width(path, options.columns, fields, delimiter)
+        _check_width(path, options, fields, delimiter)
         names, body, lines_before = list(options.columns), text, 0
     else:
         names = _header_names(path, fields)
@@ -144,7 +144,7 @@ def read_movielens(path: Path, options: ReadOptions) -> RawTable:
             f"{path}: the first line has {len(fields)} fields between {delimiter!r}; ratings have 4. "
             "Name the fields with --columns."
         )
-    _check_width(path, names, fields, delimiter)
+    _check_width(path, replace(options, columns=tuple(names)), fields, delimiter)
     table = _delimited_table(path, text, list(names), delimiter, quoted=False, layout="movielens")
     return replace(table, lines_before=0)
 
@@ -290,7 +290,10 @@ def _split_rows(path: Path, body: bytes, columns: list[str], delimiter: str, *, 
 def _header_fields(header: str, delimiter: str) -> list[str]:
     if len(delimiter) > 1:
         return header.split(delimiter)
-    return next(csv.reader([header], delimiter=delimiter), [])
+    try:
+        return next(csv.reader([header], delimiter=delimiter), [])
+    except csv.Error:  # a bare carriage return, or a field of more than 128 KiB
+        return header.split(delimiter)
 
 
 def _header_names(path: Path, fields: list[str]) -> list[str]:
@@ -300,10 +303,10 @@ def _header_names(path: Path, fields: list[str]) -> list[str]:
     return names
 
 
-def _check_width(path: Path, columns: tuple[str, ...], fields: list[str], delimiter: str) -> None:
-    if len(columns) != len(fields):
+def _check_width(path: Path, options: ReadOptions, fields: list[str], delimiter: str) -> None:
+    if len(options.columns) != len(fields) and not options.further:
         raise ConfigError(
-            f"--columns names {len(columns)} columns, but the first line of {path} has {len(fields)} fields "
+            f"--columns names {len(options.columns)} columns, but the first line of {path} has {len(fields)} fields "
             f"between {delimiter!r}; name every field, or set --delimiter."
         )
 

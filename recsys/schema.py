@@ -13,7 +13,7 @@ import dataframely as dy
 import polars as pl
 
 from recsys.errors import DataError
-from recsys.partitions import added_files, events_of_users, part_files, read_part
+from recsys.partitions import events_of_users, item_ids, part_files, read_part
 from recsys.steps import read_manifest
 
 TimeKind = Literal["timestamp", "order"]
@@ -72,17 +72,8 @@ class Dataset:
         return events_of_users(self.folder / "events", user_ids)
 
     def item_ids(self) -> pl.DataFrame:
-        """Distinct `item_id` of the events."""
-        return (
-            pl
-            .concat([pl.scan_parquet(path).select("item_id").unique() for path in self.event_files()])
-            .unique()
-            .collect()
-        )
-
-    def event_files(self) -> list[Path]:
-        """Parts, then what was appended to them."""
-        return [*part_files(self.folder / "events"), *added_files(self.folder / "events")]
+        """Distinct `item_id` of the events, in no order."""
+        return item_ids(self.folder / "events")
 
     def rejected(self) -> pl.DataFrame:
         """Rows that are no events; columns of `Rejected`."""

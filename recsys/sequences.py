@@ -9,6 +9,7 @@
 a batch is made.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,3 +132,18 @@ class SequenceStore:
             user_ids=pl.read_parquet(folder / "users.parquet")["user_id"],
             weight=np.load(weight, mmap_mode="r") if weight.exists() else None,
         )
+
+
+def joined(stores: Sequence[SequenceStore]) -> SequenceStore:
+    """Histories of stores that share no user, one store after the other."""
+    if len(stores) == 1:
+        return stores[0]
+    lengths = np.concatenate([store.lengths for store in stores])
+    weights = [store.weight for store in stores if store.weight is not None]
+    return SequenceStore(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        item_idx=np.concatenate([store.item_idx for store in stores]),
+        timestamp=np.concatenate([store.timestamp for store in stores]),
+        user_ids=pl.concat([store.user_ids for store in stores]),
+        weight=np.concatenate(weights) if len(weights) == len(stores) else None,
+    )

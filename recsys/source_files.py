@@ -27,11 +27,15 @@ BAD_FIELD_COUNT = "wrong number of fields"
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How to read a source: names for files without a header, field delimiter (None: sniffed), text encoding."""
+    """How to read a source: names for files without a header, field delimiter (None: sniffed), text encoding.
+
+    `further`: the text is a further piece of a source, so a first line of another form is one bad row among others.
+    """
 
     columns: tuple[str, ...] = ()
     delimiter: str | None = None
     encoding: str = "utf-8"
+    further: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

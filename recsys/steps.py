@@ -5,6 +5,7 @@ out/                  appears by one rename when the step has ended well
 .out.lock             held while a step writes, so that two runs cannot mix
 """
 
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -27,6 +28,7 @@ from recsys import __version__
 from recsys.errors import DataError
 
 MANIFEST = "manifest.json"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 LIBRARIES = ("numpy", "polars", "torch", "faiss-cpu", "mlflow-skinny", "onnxruntime")
 
 
@@ -142,14 +144,26 @@ def _exclusive(lock: Path, refusal: str) -> Iterator[None]:
 
 
 def _replace_folder(new: Path, out: Path) -> None:
-    """Renames `new` to `out`; an older `out` stays whole until the new one is in place."""
+    """Renames `new` to `out`; an older `out` stays whole until the new one is in place.
+
+    Where the system can make two folders change places, there is no instant without an `out`.
+    """
     if not out.exists():
         new.rename(out)
         return
     retired = _retired_folder(out)
-    out.rename(retired)
-    new.rename(out)
+    new.rename(retired)
+    if not _exchanged(retired, out):
+        retired.rename(new)
+        out.rename(retired)
+        new.rename(out)
     shutil.rmtree(retired)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two paths changed names at one instant (Linux, most file systems)."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    return rename is not None and rename(AT_FDCWD, bytes(one), AT_FDCWD, bytes(other), RENAME_EXCHANGE) == 0
 
 
 def _recover(out: Path) -> None:

@@ -23,6 +23,7 @@ from pipelines.ingest import IngestConfig, ingest
 from recsys.cleaning import REASONS
 from recsys.errors import ConfigError, DataError, RecsysError
 from recsys.json_files import BAD_JSON
+from recsys.partitions import num_parts
 from recsys.readers import SourceFormat
 from recsys.schema import ROLES, Dataset, Events, Items, Rejected
 from recsys.sequence_files import BAD_LIST
@@ -200,14 +201,11 @@ def test_parts_together_are_the_dataset(tmp_path: Path, monkeypatch: pytest.Monk
     rows = "".join(f"u{place % 7},i{place % 5},{place % 3}\n" for place in range(60))
     source = write(tmp_path, "user,item,ts\n" + rows)
     whole = ingested(source, duplicates="keep").events()
-    monkeypatch.setattr(ingest_module, "write_events", lambda events, folder: WRITE_EVENTS(events, folder, 20))
+    monkeypatch.setattr(ingest_module, "num_parts", lambda events: num_parts(events, 20))
     parted = ingest(IngestConfig(sources=(source,), out=tmp_path / "parted", duplicates="keep"))
     assert parted.manifest["counts"]["parts"] == 4
     assert not parted.events().equals(whole)
     assert parted.events().sort("user_id", maintain_order=True).equals(whole)
-
-
-WRITE_EVENTS = ingest_module.write_events
 
 
 @pytest.mark.parametrize(
@@ -276,12 +274,12 @@ import sys, time
 from dataclasses import fields
 from pathlib import Path
 from pipelines import ingest as module
-write_events = module.write_events
-def write_and_wait(events, folder):
-    write_events(events, folder)
+write_parts = module.write_parts
+def write_and_wait(*arguments):
+    write_parts(*arguments)
     print("written", flush=True)
     time.sleep(120)
-module.write_events = write_and_wait
+module.write_parts = write_and_wait
 module.ingest(module.IngestConfig(sources=(Path(sys.argv[1]),), out=Path(sys.argv[2])))
 """
 

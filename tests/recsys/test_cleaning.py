@@ -136,13 +136,13 @@ def test_the_bounds_of_plausible_times() -> None:
 def test_a_unit_that_makes_most_times_implausible_is_refused() -> None:
     rows: list[Row] = [("a", "x", time, None, None) for time in ("5", "1600000000000", "1600000000001")]
     half, most = (clean(table(rows[:count]), ROLES, "s", first_order=0) for count in (2, 3))
-    refuse_wrong_unit(half, "s")
+    refuse_wrong_unit(len(half.events) + len(half.rejected), half.rejected, "s")
     with pytest.raises(
         DataError,
         match=r"log.csv: times of 2 of 3 rows, read with --time-unit s, lie outside the years 1900 to 2261 \(row 2: .*"
         "1600000000000.*name the right --time-unit",
     ):
-        refuse_wrong_unit(most, "s")
+        refuse_wrong_unit(3, most.rejected, "s")
 
 
 def test_bytes_in_a_rejected_row_are_shown() -> None:
@@ -176,9 +176,9 @@ def test_nothing_accepted_says_the_commonest_reason() -> None:
     with pytest.raises(
         DataError, match=r"log.csv: all 3 rows were rejected, 2 of them for: unreadable timestamp \(row 2: "
     ):
-        refuse_empty(cleaned, [Path("log.csv")])
+        refuse_empty(0, cleaned.rejected, [Path("log.csv")])
     with pytest.raises(DataError, match=r"log.csv and 1 more: a header and no data rows"):
-        refuse_empty(clean(table([]), ROLES, "s", first_order=0), [Path("log.csv"), Path("b.csv")])
+        refuse_empty(0, cleaned.rejected.clear(), [Path("log.csv"), Path("b.csv")])
 
 
 @pytest.mark.parametrize(
