@@ -60,7 +60,8 @@ def rows(record: dict[str, Any]) -> list[str]:
     case = record["case"]
     first = f"| {case['name']} | {case['rate']:g}"
     return [
-        f"{first} | {named(kind, record)} | {one['requests']:,} | {one['p50']:.2f} | {one['p95']:.2f} | {one['p99']:.2f} "
+        f"{first} | {named(kind, record)} | {one['requests']:,} | {one['p50']:.2f} | {one['p95']:.2f} "
+        f"| {one['p99']:.2f} "
         f"| {one['p99.9']:.2f} | {one['errors']} | {record['late']:.2f} | {verdict(one['p99'], case, kind, record)} |"
         for kind in KINDS
         if (one := record["kinds"].get(kind)) and not (kind == "all" and len(record["kinds"]) == 2)

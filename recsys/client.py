@@ -59,12 +59,17 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One interaction; `timestamp` is microseconds since 1970-01-01 UTC, None for now."""
+    """One interaction; `timestamp` is microseconds since 1970-01-01 UTC, None for now; `request_id` names the answer
+    that it followed.
+    """
 
     user_id: str
     item_id: str
     timestamp: int | None = None
     event_id: str | None = None
+    event_type: str | None = None
+    value: float | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from recsys.errors import ConfigError, DataError
+from recsys.exposures import is_exposure_log, log_parts
 
 GZIP_MAGIC = b"\x1f\x8b"
 ROW = "#row"
@@ -56,10 +57,12 @@ def with_rows(frame: pl.DataFrame, problem: pl.Expr | None = None) -> pl.DataFra
 
 
 def expand_sources(sources: Iterable[Path]) -> list[Path]:
-    """Files in the order given; a folder stands for the Parquet files below it, by name."""
+    """Files in the order given; a folder stands for the Parquet files below it, an exposure log for its outcomes."""
     files: list[Path] = []
     for source in sources:
-        if source.is_dir():
+        if is_exposure_log(source):
+            files += _outcomes_of(source)
+        elif source.is_dir():
             parts = sorted(source.rglob("*.parquet"))
             if not parts:
                 raise DataError(f"{source}: a folder without *.parquet files; name the log files themselves.")
@@ -73,6 +76,14 @@ def expand_sources(sources: Iterable[Path]) -> list[Path]:
     if twice := sorted({str(file) for file in files if files.count(file) > 1}):
         raise ConfigError(f"{twice[0]}: given more than once; name each source a single time.")
     return files
+
+
+def _outcomes_of(folder: Path) -> list[Path]:
+    """The events in a service's exposure log; what was shown there is no event."""
+    parts = log_parts(folder, "outcomes")
+    if not parts:
+        raise DataError(f"{folder}: an exposure log without outcomes: no client has sent an event yet.")
+    return parts
 
 
 def plain_suffix(path: Path) -> str:

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, HTTPException
 
 from recsys.errors import ConfigError
-from serving import messages
+from serving import admin_messages as messages
 from serving.api import Everything, RequestId
 from serving.problems import PROBLEM_RESPONSE
 from serving.swap import SwapError, Variant

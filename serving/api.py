@@ -25,7 +25,7 @@ from serving.service import Service
 from serving.settings import Settings
 from serving.shown import Assigned, Shown
 from serving.split import Split
-from serving.state import Event, StateError
+from serving.state import StateError
 from serving.swap import Variant
 from serving.variants import Variants
 
@@ -112,16 +112,9 @@ def store_events(
     """Appends one event or a list of them to the users' histories: all or none."""
     _limit("events", len(events), settings.max_events)
     now = time.time_ns() // 1_000
+    sent = [{"timestamp": now} | event.model_dump(exclude_none=True) for event in events]
     try:
-        stored = variants.stores.state.append([
-            Event(
-                user_id=event.user_id,
-                item_id=event.item_id,
-                timestamp=now if event.timestamp is None else event.timestamp,
-                event_id=event.event_id,
-            )
-            for event in events
-        ])
+        stored = variants.happened(sent)
     except StateError:
         metrics.refused_events(len(events))
         raise

@@ -77,7 +77,7 @@ CHANGED: dict[str, Any] = {
 REQUESTS: dict[tuple[str, str], Any] = {
     ("post", "/v1/recommend"): ASK,
     ("post", "/v1/recommend/batch"): {"requests": [ASK, {"user_id": "ann"}]},
-    ("post", "/v1/events"): {"user_id": "ann", "item_id": "50", "event_id": "order-7-line-1"},
+    ("post", "/v1/events"): {"user_id": "ann", "item_id": "50", "event_id": "order-7-line-1", "request_id": ID},
     ("put", "/v1/variants"): {"weights": {"control": 1.0}, "shadows": []},
     ("post", "/v1/variants/stop"): {"variant": None},
     ("post", "/v1/models/reload"): {"variant": "control"},

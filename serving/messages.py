@@ -18,8 +18,6 @@ EARLIEST, LATEST = 10**14, 253_402_300_799_999_999
 ItemId = Annotated[str, Field(min_length=1, max_length=512)]
 UserId = Annotated[str, Field(min_length=1, max_length=512)]
 Text = Annotated[str, Field(max_length=10_000)]
-VariantName = Annotated[str, Field(min_length=1, max_length=64)]
-Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 K = Annotated[int, Field(ge=1, le=MAX_K)]
 
 
@@ -118,6 +116,15 @@ class EventMessage(Request):
     )
     event_id: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
         default=None, description="an event of the same user sent again under this id is stored once"
+    )
+    event_type: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="such as view or purchase; for the exposure log"
+    )
+    value: Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)] | None = Field(
+        default=None, description="such as a price; for the exposure log"
+    )
+    request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        default=None, description="of the answer that it followed; for the exposure log"
     )
 
 
@@ -322,47 +329,6 @@ class Model(BaseModel):
     exported: str | None
     index: dict[str, Any] = Field(description="how all items are searched, and the recall measured at export")
     metrics: dict[str, Any]
-
-
-class ChangeRequest(Request):
-    """Which variant's bundle is to be changed."""
-
-    variant: VariantName = "control"
-
-
-class Changed(BaseModel):
-    """The answer of `/v1/models/reload` and `/v1/models/rollback`: what answers now."""
-
-    request_id: str
-    variant: str
-    model_version: str
-    previous: str | None
-    swapped: bool = Field(description="false: the source names the very bundle that answers already")
-
-
-class SplitRequest(Request):
-    """Weights of variants, 0 of those that are not named; `shadows`: those that answer in the background."""
-
-    weights: Annotated[dict[VariantName, Weight], Field(min_length=1, max_length=100)]
-    shadows: Annotated[list[VariantName], Field(max_length=100)] | None = Field(
-        default=None, description="null: as they are"
-    )
-
-
-class StopRequest(Request):
-    """Which variant is to answer nobody any more."""
-
-    variant: VariantName | None = Field(default=None, description="null: all but control")
-
-
-class SplitNow(BaseModel):
-    """The answer of `/v1/variants`: which part of the users gets which variant."""
-
-    request_id: str
-    weights: dict[str, float]
-    shares: dict[str, float]
-    shadows: list[str]
-    kept: bool = Field(description="whether a restart keeps this: RECSYS_SPLIT_FILE is set")
 
 
 class Models(BaseModel):

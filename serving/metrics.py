@@ -92,6 +92,21 @@ class Metrics:
             "recsys_shadow_missed", "Requests that a shadow did not answer.", ["variant", "why"], registry=self.registry
         )
 
+        self._exposures = Counter(
+            "recsys_exposures", "Rows of the exposure log that were written.", ["kind"], registry=self.registry
+        )
+        self._exposures_lost = Counter(
+            "recsys_exposures_lost", "Rows of the exposure log that were not.", ["kind", "why"], registry=self.registry
+        )
+
+    def exposures_written(self, kind: str, count: int) -> None:
+        """Rows of one part."""
+        self._exposures.labels(kind).inc(count)
+
+    def exposures_lost(self, kind: str, why: Literal["dropped", "unwritten"], count: int) -> None:
+        """Rows for which there was no room, or no disk at the end."""
+        self._exposures_lost.labels(kind, why).inc(count)
+
     def shares(self, shares: Mapping[str, float]) -> None:
         """Which part of the users gets which variant."""
         for variant, share in shares.items():

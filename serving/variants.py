@@ -1,11 +1,14 @@
 """Everything that answers here: the variants with their bundles, and what all of them share."""
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from threading import Event, Thread
+from threading import Thread
+from typing import Any
 
 from recsys.errors import ConfigError
+from serving.exposure_log import ExposureLog
 from serving.metrics import Metrics
 from serving.new_items import NewItem
 from serving.service import Service
@@ -14,7 +17,7 @@ from serving.shadow import Shadows
 from serving.shown import Assigned, Shown
 from serving.sources import Source, source_of
 from serving.split import CONTROL, Split, SplitFile
-from serving.state import StateError
+from serving.state import Event, StateError
 from serving.stores import Stores
 from serving.swap import Variant
 
@@ -27,6 +30,9 @@ class Variants:
     def __init__(self, source: Source, settings: Settings, metrics: Metrics) -> None:
         self.metrics = metrics
         with ExitStack() as opened:
+            self._log = None if settings.exposures is None else ExposureLog(settings.exposures, settings, metrics)
+            if self._log is not None:
+                opened.callback(self._log.close)
             self._split = SplitFile(_split(settings), settings.split_file)
             self.stores = Stores.open(settings)
             opened.callback(self.stores.close)
@@ -35,8 +41,8 @@ class Variants:
                 name: Variant(name, each, self.stores, settings, metrics.change) for name, each in sources.items()
             }
             opened.pop_all()
-        self._shadows = Shadows(settings.shadow_waiting, metrics, lambda _: None)
-        self._pause, self._stopped = settings.watch_seconds, Event()
+        self._shadows = Shadows(settings.shadow_waiting, metrics, self._log_shadow)
+        self._pause, self._stopped = settings.watch_seconds, threading.Event()
         self._watcher = Thread(target=self._watch, name="watcher", daemon=True)
 
     @property
@@ -72,9 +78,26 @@ class Variants:
     def showed(self, shown: Shown) -> None:
         """Notes an answer that went out, and has the shadows answer the same; nobody waits for either."""
         self.metrics.recent.answered(shown.variant, shown.answer, shown.item_ids)
+        if self._log is not None:
+            self._log.answer(shown)
         for name in self.split.shadows:
             if name != shown.variant:
                 self._shadows.ask(shown, self.all[name])
+
+    def happened(self, events: Sequence[Mapping[str, Any]]) -> int:
+        """Stores events of users, and notes them with all that was said; how many were new. Columns of `Outcomes`."""
+        stored = self.stores.state.append([
+            Event(
+                user_id=event["user_id"],
+                item_id=event["item_id"],
+                timestamp=event["timestamp"],
+                event_id=event.get("event_id"),
+            )
+            for event in events
+        ])
+        if self._log is not None:
+            self._log.outcomes(events)
+        return stored
 
     def services(self) -> list[Service]:
         """The bundles that answer now, that of `control` first."""
@@ -91,6 +114,8 @@ class Variants:
         if self._watcher.is_alive():
             self._watcher.join()
         self._shadows.close()
+        if self._log is not None:
+            self._log.close()
         for variant in self.all.values():
             variant.close()
         self.stores.close()
@@ -109,6 +134,8 @@ class Variants:
         for variant in self.all.values():
             for service in variant.services:
                 service.recommender.drop_kept()
+        if self._log is not None:
+            self._log.forget(user_id)
         return deleted
 
     def add_items(self, items: Sequence[NewItem], restored: Sequence[str] = ()) -> int:
@@ -136,6 +163,10 @@ class Variants:
     def has_deleted(self, item_id: str) -> bool:
         """Whether a client took the item out, and may bring it back."""
         return any(service.is_deleted(item_id) for service in self.services())
+
+    def _log_shadow(self, shown: Shown) -> None:
+        if self._log is not None:
+            self._log.answer(shown, "shadow")
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._pause):

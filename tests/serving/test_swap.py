@@ -1,9 +1,11 @@
 """Another bundle takes the place of the present one: nobody waits, nothing is lost, and a bad one never does."""
 
+import gc
 import json
 import re
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -162,6 +164,18 @@ def test_going_back_is_at_once_and_stays(place, sasrec, bert4rec) -> None:
     assert place.change("reload")["model_version"] == version(bert4rec.folder)
     assert place.change("reload")["swapped"] is False
     assert (place.attempts("rolled back"), place.attempts("unchanged")) == (1, 1)
+
+
+def test_bundles_before_the_previous_one_are_let_go(place, bert4rec, tmp_path) -> None:
+    place.items()
+    first = weakref.ref(place.variant.service)
+    for number in range(2):
+        other = Path(shutil.copytree(bert4rec.folder, tmp_path / f"other-{number}"))
+        relist(other, number=number)
+        place.point_at(other)
+        place.change("reload")
+        gc.collect()
+        assert (first() is None) is (number == 1)
 
 
 def truncated(folder: Path) -> None:
