@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from playwright.sync_api import sync_playwright
 
@@ -44,6 +45,7 @@ def traffic(items: list[str], rate: float, seconds: float) -> list[Due]:
         if random.random() > 0.4 + 0.6 * min(1, 4 * at / seconds * (1 - at / seconds)):
             continue
         user = f"user-{int(random.paretovariate(0.6)) % 200}"
+        body: dict[str, Any]
         if random.random() < 0.3:
             body, path = {"user_id": user, "item_id": random.choice(items)}, "/v1/events"
         else:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -106,7 +107,7 @@ def traffic_of(case: Case, bundle: Path, run: Path) -> Traffic:
     else:
         store = open_run(run).prepared().store
         users = np.random.default_rng(SEED).permutation(np.flatnonzero(store.lengths > 0))[: WARM + COLD]
-        rows = [store.item_idx[store.offsets[user] : store.offsets[user + 1]] for user in users]
+        rows = [store.item_idx[store.offsets[user] : store.offsets[user + 1]].astype(np.int64) for user in users]
     ids = np.array(["", *catalog.item_ids.to_list()], dtype=object)
     histories = [ids[history[-LONGEST:]].tolist() for history in rows]
     known = {f"user-{number}": history for number, history in enumerate(histories[:WARM])}
@@ -169,7 +170,7 @@ def known_user(user_id: str) -> bytes:
 
 def mixed(service: Running, case: Case, traffic: Traffic, seconds: float) -> dict[str, Any]:
     """All kinds by their shares."""
-    random, new = Random(SEED), iter(traffic.new * 100)
+    random, new = Random(SEED), cycle(traffic.new)
     users, items = list(traffic.known), [item for history in traffic.known.values() for item in history]
     make: dict[str, Callable[[], bytes]] = {
         "known user": lambda: known_user(random.choice(users)),

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "load.md"
+QUIET = 2.0
+"""Largest load average at which figures are those of the machine."""
 KINDS = ("all", "known user", "new user", "1 % filter", "event")
 HEAD = """# The service under load
 
@@ -58,11 +60,17 @@ def rows(record: dict[str, Any]) -> list[str]:
     case = record["case"]
     first = f"| {case['name']} | {case['rate']:g}"
     return [
-        f"{first} | {kind} | {one['requests']:,} | {one['p50']:.2f} | {one['p95']:.2f} | {one['p99']:.2f} "
+        f"{first} | {named(kind, record)} | {one['requests']:,} | {one['p50']:.2f} | {one['p95']:.2f} "
+        f"| {one['p99']:.2f} "
         f"| {one['p99.9']:.2f} | {one['errors']} | {record['late']:.2f} | {verdict(one['p99'], case, kind, record)} |"
         for kind in KINDS
         if (one := record["kinds"].get(kind)) and not (kind == "all" and len(record["kinds"]) == 2)
     ]
+
+
+def named(kind: str, record: dict[str, Any]) -> str:
+    """As the table says it."""
+    return "1 % filter alone, k = 100" if record["cell"] == "filtered" else kind
 
 
 def verdict(p99: float, case: dict[str, Any], kind: str, record: dict[str, Any]) -> str:
@@ -95,7 +103,8 @@ def stamp(records: Sequence[dict[str, Any]]) -> str:
     """When, where, and how quiet it was."""
     dates, commits = (", ".join(sorted({record[name] for record in records})) for name in ("date", "commit"))
     loads = [record["load"] for record in records]
-    return (
+    busy = f"**Taken on a busy machine** (load {max(loads):.0f}): only ratios of one row say anything. "
+    return (busy if max(loads) > QUIET else "") + (
         f"{dates}, commit {commits}; {platform.machine()}, {os.cpu_count()} cores, no accelerator; load average before "
         f"the cells {min(loads):.1f} to {max(loads):.1f}."
     )

@@ -113,8 +113,9 @@ def soak(bundles: Sequence[Path], seconds: float, rate: float, restarts: float) 
         link.symlink_to(bundles[0].resolve())
         redis.start()
         try:
-            settings = {"state": redis.url, "new_items": folder / "items.sqlite", "watch_seconds": 0}
-            with running(link, folder / "log", **settings) as service:
+            with running(
+                link, folder / "log", state=redis.url, new_items=folder / "items.sqlite", watch_seconds=0
+            ) as service:
                 began, killed = time.monotonic(), time.monotonic()
                 while (now := time.monotonic()) - began < seconds:
                     kill = now - killed >= restarts
@@ -169,13 +170,13 @@ def _requests(soaked: Soaked, random: Random, items: Sequence[str], rate: float)
             due += _changed_item(items[soaked.items % len(items)], at)
             soaked.items += 1
             continue
-        body: dict[str, Any] = {
+        bodies: dict[str, dict[str, Any]] = {
             "by user": {"user_id": user, "k": 10},
             "by history": {"history": random.sample(items, min(len(items), 20)), "exclude_seen": True},
             "event": {"user_id": user, "item_id": random.choice(items), "event_id": f"{random.getrandbits(64):x}"},
-        }[kind]
+        }
         path = "/v1/events" if kind == "event" else "/v1/recommend"
-        due.append(Due(at, kind, post(path, json.dumps(body).encode())))
+        due.append(Due(at, kind, post(path, json.dumps(bodies[kind]).encode())))
     return sorted(due, key=lambda request: request.at)
 
 

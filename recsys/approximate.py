@@ -93,15 +93,13 @@ def _tried(kind: IndexKind, exact: ItemIndex, queries: FloatArray, least: float)
     worst_of_deciding, worst_of_telling = _worst_of_the_best(exact, deciding), _worst_of_the_best(exact, telling)
     for value in _thoroughness():
         _set(index, parameter, value)
-        if _recall(index, deciding, worst_of_deciding) < least:
+        if _recall(index, deciding, worst_of_deciding) < least and value < HARDEST:
             continue
         began = time.perf_counter()
         recall = _recall(index, telling, worst_of_telling)
         taken = (time.perf_counter() - began) / len(telling)
         if recall >= least:
             break
-    else:
-        recall, taken = _recall(index, telling, worst_of_telling), math.inf
     return index, Tried(
         kind=kind,
         factory=factory,

@@ -124,4 +124,6 @@ def test_the_page_says_what_was_missed() -> None:
     text = page([mixed, {**common, "cell": "ceiling", "cpu_milliseconds": 1.5, **rates}])
     assert "p99 < 15: missed" in text
     assert ">= 0.5: met" in text
+    assert "busy machine" not in text
+    assert "**Taken on a busy machine** (load 9)" in page([{**mixed, "load": 9.0}])
     assert not re.search(r"\| event .*(met|missed)", text)

@@ -63,9 +63,7 @@ def test_the_board_asks_for_metrics_and_labels_that_there_are(title, expression,
 
 def test_panels_do_not_overlap() -> None:
     places = [panel["gridPos"] for panel in BOARD["panels"]]
-    cells = [
-        (place["x"] + x, place["y"] + y) for place in places for x in range(place["w"]) for y in range(place["h"])
-    ]
+    cells = [(place["x"] + x, place["y"] + y) for place in places for x in range(place["w"]) for y in range(place["h"])]
     assert len(cells) == len(set(cells))
     assert len({panel["id"] for panel in BOARD["panels"]}) == len(places)
 

@@ -79,7 +79,7 @@ def test_it_shows_what_was_asked_and_answered(client) -> None:
     client.post("/v1/recommend", json={"k": 0, "history": []})
     text = client.get("/dashboard").text
     assert rows(text, "latency-heading")["encode"][0] == "4"
-    assert rows(text, "latency-heading")["state"] == ["0", "–", "–", "–"]
+    assert rows(text, "latency-heading")["state"] == ["0", *["\u2013"] * 3]
     assert rows(text, "variants-heading")["control"][:2] == ["100%", "4"]
     assert client.app.state.variants.control.service.bundle.version in text
     assert "Kept or continued: 25.0% of the latest" in text
