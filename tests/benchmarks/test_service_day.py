@@ -11,12 +11,13 @@ from benchmarks.service_day import RUNS, SHARES, VISITS, Findings, judged, page,
 from benchmarks.user_model import People
 from pipelines.export import ExportConfig, export
 from pipelines.plan import TrainConfig
+from pipelines.policy_lists import Policy
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.reporter import Reporter
 from pipelines.train import train
 from recsys.exposures import read_exposures, read_outcomes
 
-GUESTS, PERSONS, ITEMS = 60, 12, 40
+GUESTS, PERSONS, ITEMS = 40, 12, 40
 SMALL = ("model.embedding_dim=8", "model.ffn_dim=8", "model.num_blocks=1", "model.max_len=8")
 
 
@@ -70,3 +71,10 @@ def test_the_page_says_it(found: Findings) -> None:
     text = page(found, GUESTS)
     assert f"reads {found.events:,} events back" in text
     assert text.count("\n|") == 2 + 9
+
+
+def test_a_bundle_is_judged_as_the_run_that_it_was_made_of(shop: Shop) -> None:
+    asked = pl.Series([["3", "4"], [], ["40"]], dtype=pl.List(pl.String))
+    lists = [Policy.open(shop.folder / name).lists(asked, 5).to_list() for name in ("old", "bundle-old", "new")]
+    assert lists[0] == lists[1] != lists[2]
+    assert [len(items) for items in lists[0]] == [5, 5, 5]
