@@ -2,7 +2,7 @@
 
     globo-clicks       news clicks, one day hour by hour; SASRec and Markov counts, each never trained again, trained on
                        (SASRec) or trained anew before every hour
-    ml-latest-small    MovieLens, more than two years by the quarter (13 weeks), the same
+    ml-latest-small    MovieLens, a year and a half by the quarter (13 weeks), the same
 
 Both logs are read from RECSYS_DATA; data, runs and figures are kept below --work, and what is there is not done again.
 The figures of one day of clicks are also counted by a loop over single events, without any of the code that they are
@@ -62,8 +62,8 @@ class Log:
     begin: str
     end: str
     max_len: int
-    changes: tuple[tuple[str, float], ...] = ()
-    warm_changes: tuple[tuple[str, float], ...] = ()
+    changes: tuple[tuple[str, float | str], ...] = ()
+    warm_changes: tuple[tuple[str, float | str], ...] = ()
 
 
 LOGS = (
@@ -85,10 +85,14 @@ LOGS = (
         files=1,
         mapping=(("user_id", "userId"), ("item_id", "movieId")),
         every="13w",
-        begin="2014-07-01",
+        begin="2015-04-01",
         end="2016-10-17",
         max_len=50,
-        changes=(("training.batch_size", 64), ("training.epochs", 8)),
+        changes=(
+            ("model.loss", "{kind: sampled-softmax, negatives: 256}"),
+            ("training.batch_size", 64),
+            ("training.epochs", 8),
+        ),
         warm_changes=(("training.epochs", 2),),
     ),
 )
@@ -293,7 +297,7 @@ def replayed(log: Log, work: Path, model: str) -> Backtest:
     )
 
 
-def texts(settings: Mapping[str, float]) -> tuple[str, ...]:
+def texts(settings: Mapping[str, float | str]) -> tuple[str, ...]:
     """As `--set` takes them."""
     return tuple(f"{key}={value}" for key, value in settings.items())
 
