@@ -212,7 +212,7 @@ def draw(result: Backtest, path: Path) -> None:
     """The plots of `recsys backtest --report`, one below the other."""
     figure = Figure(figsize=(9, sum(height for _, _, height in PLOTS)), layout="constrained")
     parts = figure.subfigures(len(PLOTS), height_ratios=[height for _, _, height in PLOTS])
-    for part, (_, plot, _) in zip(np.ravel(parts), PLOTS, strict=True):
+    for part, (_, plot, _) in zip(list(parts), PLOTS, strict=True):  # type: ignore[arg-type] # more than one
         plot(result)(part)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
@@ -257,7 +257,7 @@ def by_hand(log: Log, work: Path) -> Iterator[tuple[str, int, float]]:
         history = histories[user]
         for policy, (counts, rows) in charge.items():
             seen = [old for old in history if old in counts]
-            row = rows.get(seen[-1], {}) if seen else {}
+            row: Mapping[str, int] = rows.get(seen[-1], {}) if seen else {}
             rank = rank_by_hand(item, counts, row, ordered[policy], set(seen))
             yield policy, number, 1 / np.log2(1 + rank) if rank <= 10 else 0.0
         pending.append((history[-1] if history else "", item))
@@ -280,7 +280,7 @@ def rank_by_hand(item: str, counts: Counter[str], row: Mapping[str, int], ordere
 def replayed(log: Log, work: Path, model: str) -> Backtest:
     """The figures of one model on one log."""
     by_gradient = model == "sasrec"
-    settings = {"model.max_len": log.max_len} | SMALL | dict(log.changes) if by_gradient else {}
+    settings = {"model.max_len": log.max_len, **SMALL, **dict(log.changes)} if by_gradient else {}
     return backtest(
         BacktestConfig(
             dataset=ingested(log, work),
@@ -291,7 +291,7 @@ def replayed(log: Log, work: Path, model: str) -> Backtest:
             begin=log.begin,
             end=log.end,
             settings=texts(settings),
-            warm_settings=texts(ONCE | dict(log.warm_changes) if by_gradient else {}),
+            warm_settings=texts({**ONCE, **dict(log.warm_changes)} if by_gradient else {}),
         ),
         Reporter(),
     )
