@@ -2,7 +2,7 @@
 
     globo-clicks       news clicks, one day hour by hour; SASRec and Markov counts, each never trained again, trained on
                        (SASRec) or trained anew before every hour
-    ml-latest-small    MovieLens, more than two years by the quarter (13 weeks), the same
+    ml-latest-small    MovieLens, a year and a half by the quarter (13 weeks), the same
 
 Both logs are read from RECSYS_DATA; data, runs and figures are kept below --work, and what is there is not done again.
 The figures of one day of clicks are also counted by a loop over single events, without any of the code that they are
@@ -62,8 +62,8 @@ class Log:
     begin: str
     end: str
     max_len: int
-    changes: tuple[tuple[str, float], ...] = ()
-    warm_changes: tuple[tuple[str, float], ...] = ()
+    changes: tuple[tuple[str, float | str], ...] = ()
+    warm_changes: tuple[tuple[str, float | str], ...] = ()
 
 
 LOGS = (
@@ -85,10 +85,14 @@ LOGS = (
         files=1,
         mapping=(("user_id", "userId"), ("item_id", "movieId")),
         every="13w",
-        begin="2014-07-01",
+        begin="2015-04-01",
         end="2016-10-17",
         max_len=50,
-        changes=(("training.batch_size", 64), ("training.epochs", 8)),
+        changes=(
+            ("model.loss", "{kind: sampled-softmax, negatives: 256}"),
+            ("training.batch_size", 64),
+            ("training.epochs", 8),
+        ),
         warm_changes=(("training.epochs", 2),),
     ),
 )
@@ -208,7 +212,7 @@ def draw(result: Backtest, path: Path) -> None:
     """The plots of `recsys backtest --report`, one below the other."""
     figure = Figure(figsize=(9, sum(height for _, _, height in PLOTS)), layout="constrained")
     parts = figure.subfigures(len(PLOTS), height_ratios=[height for _, _, height in PLOTS])
-    for part, (_, plot, _) in zip(np.ravel(parts), PLOTS, strict=True):
+    for part, (_, plot, _) in zip(list(parts), PLOTS, strict=True):  # type: ignore[arg-type] # more than one
         plot(result)(part)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
@@ -253,7 +257,7 @@ def by_hand(log: Log, work: Path) -> Iterator[tuple[str, int, float]]:
         history = histories[user]
         for policy, (counts, rows) in charge.items():
             seen = [old for old in history if old in counts]
-            row = rows.get(seen[-1], {}) if seen else {}
+            row: Mapping[str, int] = rows.get(seen[-1], {}) if seen else {}
             rank = rank_by_hand(item, counts, row, ordered[policy], set(seen))
             yield policy, number, 1 / np.log2(1 + rank) if rank <= 10 else 0.0
         pending.append((history[-1] if history else "", item))
@@ -276,7 +280,7 @@ def rank_by_hand(item: str, counts: Counter[str], row: Mapping[str, int], ordere
 def replayed(log: Log, work: Path, model: str) -> Backtest:
     """The figures of one model on one log."""
     by_gradient = model == "sasrec"
-    settings = {"model.max_len": log.max_len} | SMALL | dict(log.changes) if by_gradient else {}
+    settings = {"model.max_len": log.max_len, **SMALL, **dict(log.changes)} if by_gradient else {}
     return backtest(
         BacktestConfig(
             dataset=ingested(log, work),
@@ -287,13 +291,13 @@ def replayed(log: Log, work: Path, model: str) -> Backtest:
             begin=log.begin,
             end=log.end,
             settings=texts(settings),
-            warm_settings=texts(ONCE | dict(log.warm_changes) if by_gradient else {}),
+            warm_settings=texts({**ONCE, **dict(log.warm_changes)} if by_gradient else {}),
         ),
         Reporter(),
     )
 
 
-def texts(settings: Mapping[str, float]) -> tuple[str, ...]:
+def texts(settings: Mapping[str, float | str]) -> tuple[str, ...]:
     """As `--set` takes them."""
     return tuple(f"{key}={value}" for key, value in settings.items())
 

@@ -33,6 +33,9 @@ EXPORTER = ("onnxscript", "onnxruntime", "torch.onnx._internal.exporter._core", 
 CALLS = multiprocessing.get_context("forkserver")
 CALLS.set_forkserver_preload(["pipelines.run_pipeline", "pipelines.comparison_report", "recsys.export", *EXPORTER])
 USERS, ITEMS = 100, 31
+FIRST_SHARE = 0.25
+"""Of an undisturbed cycle's time, within which its first call is killed."""
+
 SETTINGS = {
     "model.max_len": 6,
     "model.embedding_dim": 16,
@@ -152,7 +155,7 @@ def kill_many(kills_wanted: int, minutes: float) -> dict[str, Any]:
         while kills < kills_wanted and time.monotonic() - began < 60 * minutes:
             roll_back("shop", "champion")
             cycles += 1
-            kills += disturbed(pipeline(folder, f"work-{cycles}", epochs=20, warm=True), 1.2 * seconds, rng)
+            kills += disturbed(pipeline(folder, f"work-{cycles}", epochs=20, warm=True), FIRST_SHARE * seconds, rng)
             differing += state(folder / f"work-{cycles}") != expected
             print(f"{kills} kills in {cycles} cycles, {differing} differing", file=sys.stderr)
         versions = len(mlflow_client().search_model_versions("name = 'shop'"))

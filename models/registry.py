@@ -40,6 +40,9 @@ MODELS: dict[str, tuple[type[Any], type[Any]]] = {
 COUNTED = ("num_items", "num_categories")
 """Settings that the data decides."""
 
+ENOUGH_ITEMS = 1 << 20
+"""For settings that are checked before any log is read: a catalogue that no sampled loss is too large for."""
+
 FLOORS = ("popularity", "popularity-recent", "markov", "item-knn", "tfidf")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from models.registry import MODELS, build_config, is_ranker, is_student, model_config, preset
+from models.registry import ENOUGH_ITEMS, MODELS, build_config, is_ranker, is_student, model_config, preset
 from pipelines.guardrails import Guardrail, with_standard
 from pipelines.ingest import IngestConfig
 from pipelines.prepare import PrepareConfig
@@ -236,7 +236,7 @@ def check_model(section: TrainSection) -> None:
         )
     for text in section.settings:
         merge(sections, parse_setting(text), f"train: set {text}", set(sections))
-    model_config(section.model, sections["model"], num_items=1)
+    model_config(section.model, sections["model"], ENOUGH_ITEMS)
     build_config(TrainingConfig, sections["training"], f"training of {section.model}")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import polars as pl
 import torch
 
-from models.registry import FLOORS, MODELS, build_config, is_ranker, is_student, model_config, preset
+from models.registry import ENOUGH_ITEMS, FLOORS, MODELS, build_config, is_ranker, is_student, model_config, preset
 from pipelines.prepare import instant, seen_rule
 from pipelines.settings import merge, parse_setting, read_yaml
 from recsys.cleaning import repeated_events
@@ -71,7 +71,7 @@ class BacktestConfig:
             merge(sections, read_yaml(self.config_file), str(self.config_file), known)
         for text in (*self.settings, *self.warm_settings):
             merge(sections, parse_setting(text), f"--set {text}", known)
-        model_config(self.model, sections["model"], num_items=1)
+        model_config(self.model, sections["model"], ENOUGH_ITEMS)
         training = build_config(TrainingConfig, sections.get("training", {}), f"training of {self.model}")
         if training.user_share != 1:
             raise ConfigError(

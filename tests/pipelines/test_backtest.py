@@ -305,6 +305,11 @@ def test_settings_that_cannot_be_followed(tmp_path: Path, changes: dict[str, Any
         config_of(tmp_path, ROWS[:2], **changes)
 
 
+def test_sampled_losses_are_no_wrong_settings(tmp_path: Path) -> None:
+    loss = "model.loss={kind: sampled-softmax, negatives: 256}"
+    assert config_of(tmp_path, ROWS[:2], model="sasrec", settings=(loss,)).settings == (loss,)
+
+
 def test_logs_that_cannot_be_replayed(tmp_path: Path) -> None:
     write_dataset(tmp_path / "ordered", ROWS[:90], time="order")
     config = config_of(tmp_path, ROWS)

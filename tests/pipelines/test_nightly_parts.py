@@ -65,6 +65,12 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, changes: dict[str, Any], m
     assert re.search(message, error), error
 
 
+def test_a_sampled_loss_is_a_setting_like_others(tmp_path: Path) -> None:
+    loss = {"kind": "sampled-softmax", "negatives": 256}
+    config = load_pipeline(write_pipeline(tmp_path, train={"model": "sasrec", "set": {"model.loss": loss}}))
+    assert config.train.set["model.loss"] == loss
+
+
 def test_a_failure_is_told_to_the_webhook(tmp_path: Path) -> None:
     with Webhook() as webhook:
         path = write_pipeline(tmp_path, notify={"webhook": webhook.address})
