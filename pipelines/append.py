@@ -90,6 +90,7 @@ def write_appended(step: Step, dataset: Dataset, config: IngestConfig, part: Par
         "follows": sha256(dataset.folder / MANIFEST),
         "file": file,
     }
+    log.tell(reporter)
     step.counts["drift"] = entry["drift"]
     for warning in entry["drift"]["warnings"]:
         reporter.say(f"drift: {warning}")

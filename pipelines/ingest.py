@@ -103,17 +103,23 @@ class Log:
     roles: dict[str, str]
     users_are_lines: bool = False
 
+    def tell(self, reporter: Reporter) -> None:
+        """Says what was recognised, and by what."""
+        for told, files in self.recognised.items():
+            reporter.say(f"{files} {'file' if files == 1 else 'files'} read as {told}")
+
 
 def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
     """Writes the dataset of `config.sources` to `config.out` and opens it."""
     sources = expand_sources(config.sources)
     items_path = config.items or sibling_item_table(sources)
     inputs = [*sources, *expand_sources([items_path] if items_path else [])]
+    reporter = reporter or Reporter(quiet=True)
     with writing_step("ingest", config.out, config=asdict(config), inputs=inputs, overwrite=config.overwrite) as step:
         own, copies = without_copies(sources, [entry["sha256"] for entry in step.inputs[: len(sources)]])
         scratch, folder = step.folder / "scratch", step.folder / "events"
         scratch.mkdir()
-        log = read_log(own, config, reporter or Reporter(quiet=True), scratch)
+        log = read_log(own, config, reporter, scratch)
         rejected = log.rows.rejected()
         refuse_wrong_unit(log.rows.num_rows, rejected, log.time_unit)
         refuse_empty(log.rows.num_events, rejected, sources)
@@ -139,6 +145,7 @@ def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
                 "figures": figures_of(folder, rejected, step.counts),
             }
         ]
+    log.tell(reporter)
     return open_dataset(config.out)
 
 
@@ -209,7 +216,7 @@ def read_log(
                 users_are_lines |= table.users_are_lines
                 if piece == 0:
                     layouts[table.layout] += 1
-                    _tell(table, recognised, reporter)
+                    recognised.update([f"{table.layout}: {table.told_by}"] if table.told_by else [])
                 speed = rows.num_rows / (time.perf_counter() - began)
                 advance(0, f"{rows.num_rows:,} rows, {speed:,.0f} rows/s")
             advance(1)
@@ -229,16 +236,6 @@ def with_columns_of(table: RawTable, roles: Mapping[str, str]) -> RawTable:
     """A further piece of a source, with empty columns for what only the first piece has."""
     missing = [column for column in roles.values() if column not in table.columns]
     return replace(table, frame=table.frame.with_columns(pl.lit(None, pl.String).alias(name) for name in missing))
-
-
-def _tell(table: RawTable, recognised: Counter[str], reporter: Reporter) -> None:
-    """Says how a source was recognised, where none was so before."""
-    if not table.told_by:
-        return
-    told = f"{table.layout}: {table.told_by}"
-    if told not in recognised:
-        reporter.say(f"{table.path}: read as {told}")
-    recognised[told] += 1
 
 
 def as_bytes(text: str) -> int:

@@ -37,12 +37,12 @@ class Spill:
             self._flush()
 
     def part(self, number: int, parts: int) -> pl.DataFrame:
-        """Events of a part, in source order."""
+        """Events of a part, in no order; where they stand in the sources is `ORDER`."""
         events = [rows.events for rows in self._kept]
         if parts > 1:
             events = [table.filter(part_numbers(table["user_id"], parts) == number) for table in events]
         names = [f"events-{bucket:05d}-*.parquet" for bucket in range(number % BUCKETS, BUCKETS, parts)]
-        files = sorted((path for name in names for path in self.scratch.glob(name)), key=lambda path: path.stem[-4:])
+        files = sorted(path for name in names for path in self.scratch.glob(name))
         return pl.concat([*map(pl.read_parquet, files), *events], rechunk=True)
 
     def rejected(self) -> pl.DataFrame:

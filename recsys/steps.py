@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,7 @@ def peak_memory_mib() -> int:
     return peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
+@cache
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that can change a result."""
     versions = {}

@@ -121,6 +121,15 @@ def test_a_limit_that_is_none_is_refused(tmp_path: Path, limit: str) -> None:
         IngestConfig(sources=(tmp_path / "log.csv",), out=tmp_path / "out", max_rejected=limit)
 
 
+def test_what_was_recognised_is_said_once_for_all_files(tmp_path: Path) -> None:
+    sources = [write(tmp_path, LOG + f"w,{name},9,1\n", name) for name in ("1.csv", "2.csv", "3")]
+    code, output, errors = run_recsys("ingest", *sources, "--out", tmp_path / "out", "--json")
+    told = {"csv, delimiter ',': the name ends in .csv": 2, "csv, delimiter ',': ',' parts the first line": 1}
+    assert (code, json.loads(output)["counts"]["recognised"]) == (0, told)
+    assert "2 files read as csv, delimiter ',': the name ends in .csv" in errors
+    assert "1 file read as csv, delimiter ',': ',' parts the first line" in errors
+
+
 def test_the_manifest_says_where_it_came_from(tmp_path: Path) -> None:
     source = write(tmp_path, LOG)
     manifest = ingested(source).manifest
