@@ -237,7 +237,8 @@ def page(results: list[dict[str, Any]], better: Comparison, found: tuple[int, fl
         f"{' and '.join(f'{rate:g}' for rate in WRONG_RATES)} in turn, {RATE:g} being right.",
         "",
         "A better one: the same settings beside a champion of three quarters of the steps, NDCG@10 "
-        f"{better.headline.mean_a:.4f} and {better.headline.mean_b:.4f}; verdict: {verdict}, the gate says {action}. "
+        f"{better.headline.mean_a:.4f} and {better.headline.mean_b:.4f}; verdict: {verdict}, the gate says {action} "
+        f"(guardrails broken: {', '.join(check.figure for check in better.broken) or 'none'}). "
         f"By the comparison {stated} users would show this difference four times in five. Of {POWER_TRIALS} draws of "
         f"{users} users (fewer than {MIN_USERS} decide nothing), {share:.1%} did (stated: {STATED:.0%}).",
         "",
