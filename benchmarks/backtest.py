@@ -4,6 +4,7 @@
                        (SASRec) or trained anew before every hour
     ml-latest-small    MovieLens, a year and a half by the quarter (13 weeks), the same
 
+Pages in docs: `--only globo-clicks`, and `--only ml-latest-small-2016 --out docs/backtest-movielens.md`.
 Both logs are read from RECSYS_DATA; data, runs and figures are kept below --work, and what is there is not done again.
 The figures of one day of clicks are also counted by a loop over single events, without any of the code that they are
 from.
