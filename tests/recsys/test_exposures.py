@@ -20,6 +20,7 @@ from recsys.exposures import (
     read_exposures,
     read_impressions,
     read_outcomes,
+    write_part,
 )
 
 WINDOW = 10
@@ -204,3 +205,16 @@ def test_a_log_is_ingested_by_its_outcomes(tmp_path: Path) -> None:
     empty = log(tmp_path / "empty", [answer("1", 5, ["a"])], [])
     with pytest.raises(DataError, match="an exposure log without outcomes: no client has sent an event yet"):
         ingest(IngestConfig(sources=(empty,), out=tmp_path / "none"))
+
+
+def test_a_part_that_was_not_finished_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends it before all of it is on disk."""
+    folder = log(tmp_path, [answer("1", 5, ["a"])], [])
+
+    def ended(_: int) -> None:
+        raise OSError("ended here")
+
+    monkeypatch.setattr("recsys.exposures.os.fsync", ended)
+    with pytest.raises(OSError, match="ended here"):
+        write_part(exposures(answer("2", 6, ["b"])), folder / "answers" / "part-2.parquet")
+    assert read_exposures(folder)["request_id"].to_list() == ["1"]
