@@ -126,14 +126,15 @@ def clicks(folder: Path) -> Figures:
     }
 
 
-def best(work: Callable[[], object]) -> float:
-    """Least seconds of some calls."""
-    times = []
+def best(work: Callable[[], object]) -> dict[str, float]:
+    """Least seconds of some calls: by the clock, and of the processor, which other work disturbs less."""
+    clock, processor = [], []
     for _ in range(TRIES):
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         work()
-        times.append(time.perf_counter() - began)
-    return round(min(times), 3)
+        clock.append(time.perf_counter() - began)
+        processor.append(time.process_time() - used)
+    return {"clock": round(min(clock), 3), "processor": round(min(processor), 3)}
 
 
 def recsys(*arguments: object) -> Figures:
@@ -195,7 +196,10 @@ def generated_row(events: int, entry: Figures) -> str:
 def clicks_lines(entry: Figures) -> list[str]:
     """The section of the real clicks."""
     seconds = entry["seconds"]
-    scratch, update = seconds["ingest"] + seconds["prepare"], seconds["append"] + seconds["grow"]
+    ratios = {
+        kind: (seconds["ingest"][kind] + seconds["prepare"][kind]) / (seconds["append"][kind] + seconds["grow"][kind])
+        for kind in ("clock", "processor")
+    }
     same = "the same, byte for byte," if entry["same"] else "NOT the same"
     named = {
         "ingest": "ingest, CSV to dataset",
@@ -209,11 +213,16 @@ def clicks_lines(entry: Figures) -> list[str]:
         f"{entry['rows']:,} rows in 300 files of plain CSV; the last hour has {entry['rows_appended']:,}. In one "
         f"process, the best of {TRIES} calls.",
         "",
-        "| | seconds | of the log a second |",
-        "|---|---|---|",
-        *(f"| {name} | {seconds[key]:.2f} | {entry['rows'] / seconds[key]:,.0f} |" for key, name in named.items()),
+        "| | seconds | of the processor | events of the log / s of the processor |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {seconds[key]['clock']:.2f} | {seconds[key]['processor']:.2f} | "
+            f"{entry['rows'] / seconds[key]['processor']:,.0f} |"
+            for key, name in named.items()
+        ),
         "",
-        f"From scratch {scratch:.2f} s, appended {update:.2f} s: {scratch / update:.1f} times faster. What was "
+        f"Appending is {ratios['clock']:.1f} times faster than from scratch, {ratios['processor']:.1f} times by the "
+        "processor's seconds (two cores: a second of both is two of the processor). What was "
         f"prepared is {same} as when all is prepared with the same `--extend`. Aims: 1 M rows/s of CSV, 3 M events/s "
         "from Parquet to CSR, 20 times faster by appending.",
         "",
