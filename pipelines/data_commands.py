@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.options import Json, Overwrite, Seed, pairs
+from pipelines.options import LOCAL_MASTER, EngineOption, Json, Master, Overwrite, Seed, pairs
 from pipelines.printing import finish, print_figures, print_json
 from pipelines.reporter import Reporter
 
@@ -34,6 +34,8 @@ def ingest(
     duplicates: Annotated[
         Literal["drop", "keep"], typer.Option(help="What to do with exact repeats of an event.")
     ] = "drop",
+    engine: EngineOption = "polars",
+    master: Master = LOCAL_MASTER,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -56,6 +58,8 @@ def ingest(
         items=items,
         items_mapping=pairs(items_map, "--items-map"),
         duplicates=duplicates,
+        engine=engine,
+        master=master,
         overwrite=overwrite,
     )
     finish(out, run(config, Reporter()).manifest, as_json)
@@ -109,6 +113,8 @@ def prepare(
     retire: Annotated[
         Path | None, typer.Option(help="Text file of item ids, one a line, that may no longer be recommended.")
     ] = None,
+    engine: EngineOption = "polars",
+    master: Master = LOCAL_MASTER,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -140,6 +146,8 @@ def prepare(
         seen=seen,
         extend=extend,
         retire=retire,
+        engine=engine,
+        master=master,
         overwrite=overwrite,
     )
     finish(out, run(config).manifest, as_json)

@@ -9,6 +9,7 @@ EXTRAS = {
     "llm": ("httpx", "jsonschema", "referencing", "peft"),
     "hpo": ("optuna",),
     "report": ("matplotlib",),
+    "spark": ("pyspark", "pyarrow"),
 }
 
 

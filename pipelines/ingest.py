@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
+from pipelines.options import LOCAL_MASTER, Engine
 from pipelines.reporter import Reporter
 from recsys.cleaning import (
     CleanRows,
@@ -52,6 +53,8 @@ class IngestConfig:
     items: Path | None = None
     items_mapping: Mapping[str, str] = field(default_factory=dict)
     duplicates: Duplicates = "drop"
+    engine: Engine = "polars"
+    master: str = LOCAL_MASTER
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -86,32 +89,51 @@ def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
     items_path = config.items or sibling_item_table(sources)
     inputs = [*sources, *expand_sources([items_path] if items_path else [])]
     with writing_step("ingest", config.out, config=asdict(config), inputs=inputs, overwrite=config.overwrite) as step:
-        log = read_log(sources, config, reporter or Reporter(quiet=True))
-        refuse_wrong_unit(log.rows, log.time_unit)
-        refuse_empty(log.rows, sources)
-        rows = validated(arrange(log, config.duplicates))
-        step.counts.update(log_counts(rows, log.time), time_unit=log.time_unit, roles=log.roles, layouts=log.layouts)
+        found = written_events(sources, config, step.folder, reporter or Reporter(quiet=True))
+        step.counts.update(found.counts)
         table, table_counts = read_item_table(items_path, config)
-        items, match_counts = all_items(rows.events, table)
+        items, match_counts = all_items(found.item_ids, table)
         if items_path:
             step.counts["item_table"] = {"path": str(items_path), **table_counts, **match_counts}
-        step.counts["parts"] = write_events(rows.events, step.folder / "events")
         items.write_parquet(step.folder / "items.parquet")
-        rows.rejected.write_parquet(step.folder / "rejected.parquet")
+        found.rejected.write_parquet(step.folder / "rejected.parquet")
     return open_dataset(config.out)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is said of a log whose events are written: counts, rejected rows, distinct `item_id`."""
+
+    counts: dict[str, Any]
+    rejected: pl.DataFrame
+    item_ids: pl.DataFrame
+
+
+def written_events(sources: Sequence[Path], config: IngestConfig, folder: Path, reporter: Reporter) -> Written:
+    """Writes all events into `folder / "events"`, by the engine that was asked for."""
+    if config.engine == "spark":
+        from pipelines.spark_ingest import ingest_with_spark
+
+        return ingest_with_spark(sources, config, folder)
+    log = read_log(sources, config, reporter)
+    refuse_wrong_unit(log.rows, log.time_unit)
+    refuse_empty(log.rows, sources)
+    rows = validated(arrange(log, config.duplicates))
+    counts = log_counts(rows, log.time) | {"time_unit": log.time_unit, "roles": log.roles, "layouts": log.layouts}
+    counts["parts"] = write_events(rows.events, folder / "events")
+    return Written(counts, rows.rejected, rows.events.select(pl.col("item_id").unique()))
 
 
 def read_log(sources: Sequence[Path], config: IngestConfig, reporter: Reporter) -> Log:
     """Reads and cleans one source after the other; the first one with numbers for times decides their unit."""
-    delimiter = "\t" if config.delimiter in TAB_AS_TYPED else config.delimiter
-    options = ReadOptions(columns=config.columns, delimiter=delimiter, encoding=config.encoding)
+    options = read_options(config)
     unit, rows, cleaned = config.time_unit, 0, list[CleanRows]()
     layouts, roles = Counter[str](), dict[str, str]()
     with reporter.task("ingest", len(sources)) as advance:
         for source in sources:
             table = read_table(source, config.format, options)
             found = event_roles(table.columns, config.mapping, str(source))
-            _check_alike(table, found, roles, len(sources))
+            check_alike(table, found, roles, len(sources))
             roles = found
             if unit == "auto" and "timestamp" in roles:
                 unit = guess_unit(table.frame[roles["timestamp"]])
@@ -130,6 +152,12 @@ def read_log(sources: Sequence[Path], config: IngestConfig, reporter: Reporter) 
         layouts=dict(layouts),
         roles=roles,
     )
+
+
+def read_options(config: IngestConfig) -> ReadOptions:
+    """How the sources are to be read."""
+    delimiter = "\t" if config.delimiter in TAB_AS_TYPED else config.delimiter
+    return ReadOptions(columns=config.columns, delimiter=delimiter, encoding=config.encoding)
 
 
 def arrange(log: Log, duplicates: Duplicates) -> CleanRows:
@@ -151,7 +179,7 @@ def read_item_table(path: Path | None, config: IngestConfig) -> tuple[pl.DataFra
     return read_items(read_table(path, "auto", ReadOptions(encoding=config.encoding)), config.items_mapping)
 
 
-def _check_alike(table: RawTable, roles: Mapping[str, str], before: Mapping[str, str], num_sources: int) -> None:
+def check_alike(table: RawTable, roles: Mapping[str, str], before: Mapping[str, str], num_sources: int) -> None:
     """Sources of one dataset share their kind of time and their user ids."""
     if before and ("timestamp" in roles) != ("timestamp" in before):
         has, had = ("a", "no") if "timestamp" in roles else ("no", "a")

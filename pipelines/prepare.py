@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from pipelines.options import LOCAL_MASTER, Engine
 from recsys.catalog import Catalog
+from recsys.cleaning import repeated_events
 from recsys.errors import ConfigError, DataError
 from recsys.prepared import Prepared, SeenRule, open_prepared
 from recsys.schema import Dataset, open_dataset
@@ -51,6 +53,8 @@ class PrepareConfig:
     seen: Literal["auto", "exclude", "keep"] = "auto"
     extend: Path | None = None
     retire: Path | None = None
+    engine: Engine = "polars"
+    master: str = LOCAL_MASTER
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -79,9 +83,8 @@ def prepare(config: PrepareConfig) -> Prepared:
         )
     inputs = [path for path in (config.dataset, config.extend, config.retire) if path is not None]
     with writing_step("prepare", config.out, config=settings, inputs=inputs, overwrite=config.overwrite) as step:
-        events = k_core(as_histories(dataset.events(), config), config.min_user_events, config.min_item_events)
-        catalog = build_catalog(dataset, events, config).without(retired)
-        store = SequenceStore.from_events(events, catalog)
+        found = all_histories(dataset, config, step.folder)
+        catalog, store = found.catalog.without(retired), found.store
         split, instants = make_split(store, dataset, config)
         catalog.save(step.folder / "catalog.parquet")
         catalog_items(dataset, catalog).write_parquet(step.folder / "items.parquet")
@@ -91,7 +94,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         for part, table in cases.items():
             table.write_parquet(step.folder / f"{part}.parquet")
         train, validation, test = split_sizes(store, split)
-        repeats = repeat_share(events)
+        repeats = found.repeated / store.num_events
         step.counts.update({
             "users": store.num_users,
             "items": catalog.num_items,
@@ -108,6 +111,26 @@ def prepare(config: PrepareConfig) -> Prepared:
             "seen": seen_rule(config, repeats),
         })
     return open_prepared(config.out)
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Catalogue, histories, and how many events repeat an item of their user's."""
+
+    catalog: Catalog
+    store: SequenceStore
+    repeated: int
+
+
+def all_histories(dataset: Dataset, config: PrepareConfig, folder: Path) -> Histories:
+    """From every event of the dataset, by the engine that was asked for; `folder` is where it may keep files."""
+    if config.engine == "spark":
+        from pipelines.spark_prepare import spark_histories
+
+        return spark_histories(dataset, config, folder / "scratch")
+    events = k_core(as_histories(dataset.events(), config), config.min_user_events, config.min_item_events)
+    catalog = build_catalog(dataset, events["item_id"], config)
+    return Histories(catalog, SequenceStore.from_events(events, catalog), repeated_events(events))
 
 
 def as_histories(events: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
@@ -129,18 +152,22 @@ def k_core(events: pl.DataFrame, min_user_events: int, min_item_events: int) -> 
         if len(kept) == before:
             break
     users, items = kept["user_id"].n_unique(), kept["item_id"].n_unique()
-    if users < 2 or items < 2:
-        raise DataError(
-            f"prepare: {users} users and {items} items are left of {len(events)} events with min_user_events="
-            f"{min_user_events} and min_item_events={min_item_events}; at least 2 of each are needed. Lower the "
-            "minimums or bring more logs."
-        )
+    check_core(users, items, len(events), min_user_events, min_item_events)
     return kept
 
 
-def build_catalog(dataset: Dataset, events: pl.DataFrame, config: PrepareConfig) -> Catalog:
-    """All items of the kept events; items known only by their description join when no k-core was asked for."""
-    ids = events["item_id"]
+def check_core(users: int, items: int, events: int, min_user_events: int, min_item_events: int) -> None:
+    """Refuses a k-core of so few users and items, of a log of so many `events`."""
+    if users < 2 or items < 2:
+        raise DataError(
+            f"prepare: {users} users and {items} items are left of {events} events with min_user_events="
+            f"{min_user_events} and min_item_events={min_item_events}; at least 2 of each are needed. Lower the "
+            "minimums or bring more logs."
+        )
+
+
+def build_catalog(dataset: Dataset, ids: pl.Series, config: PrepareConfig) -> Catalog:
+    """All items of the kept events (`ids`); items known only by their description join when no k-core was asked for."""
     if config.min_item_events <= 1:
         ids = pl.concat([ids, dataset.items()["item_id"]])
     if config.extend is None:
@@ -197,11 +224,6 @@ def iso(timestamp: int) -> str:
     seconds, microseconds = divmod(timestamp, 1_000_000)
     fraction = f".{microseconds:06}" if microseconds else ""
     return f"{np.datetime64(seconds, 's')}{fraction}+00:00"
-
-
-def repeat_share(events: pl.DataFrame) -> float:
-    """Share of events whose user had the same item before."""
-    return 1 - events.select("user_id", "item_id").n_unique() / len(events)
 
 
 def seen_rule(config: PrepareConfig, repeats: float) -> SeenRule:

@@ -83,13 +83,19 @@ def validated(rows: CleanRows) -> CleanRows:
     return CleanRows(events=Events.validate(rows.events.select(ROLES)), rejected=Rejected.validate(rows.rejected))
 
 
+def repeated_events(events: pl.DataFrame) -> int:
+    """Events whose item their user had before."""
+    return len(events) - events.select("user_id", "item_id").n_unique()
+
+
 def log_counts(rows: CleanRows, time: TimeKind) -> dict[str, Any]:
     """What the manifest says of ordered events; shares are of all accepted events, times are as stored.
 
-    `tied_share`: events with the timestamp of the same user's event before them, whose order is the source's.
-    `repeat_share`: events whose item the user had before.
+    `tied_events`: those with the timestamp of the same user's event before them, whose order is the source's.
+    `repeated_events`: those whose item the user had before.
     """
     events, rejected = rows.events, rows.rejected
+    tied, repeated = int(tied_with_previous(events).sum()), repeated_events(events)
     return {
         "rows": len(events) + len(rejected),
         "accepted": len(events),
@@ -99,8 +105,10 @@ def log_counts(rows: CleanRows, time: TimeKind) -> dict[str, Any]:
         "time": time,
         "first_timestamp": events["timestamp"].min(),
         "last_timestamp": events["timestamp"].max(),
-        "tied_share": round(int(tied_with_previous(events).sum()) / len(events), 6),
-        "repeat_share": round(1 - events.select("user_id", "item_id").n_unique() / len(events), 6),
+        "tied_events": tied,
+        "repeated_events": repeated,
+        "tied_share": round(tied / len(events), 6),
+        "repeat_share": round(repeated / len(events), 6),
     }
 
 

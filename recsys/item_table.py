@@ -52,9 +52,8 @@ def read_items(table: RawTable, mapping: Mapping[str, str]) -> tuple[pl.DataFram
     }
 
 
-def all_items(events: pl.DataFrame, table: pl.DataFrame | None) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Every item of the events or of the table, by item_id, and how the two match."""
-    seen = events.select(pl.col("item_id").unique())
+def all_items(seen: pl.DataFrame, table: pl.DataFrame | None) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Every item of the events (`seen`: column `item_id`) or of the table, by item_id, and how the two match."""
     if table is None:
         return Items.validate(seen.sort("item_id")), {}
     items = table.join(seen, on="item_id", how="full", coalesce=True).sort("item_id")

@@ -11,21 +11,27 @@ EVENTS_PER_PART = 5_000_000
 def write_events(events: pl.DataFrame, folder: Path, events_per_part: int = EVENTS_PER_PART) -> int:
     """Writes ordered events into a new folder and returns the number of parts; the order holds inside each part."""
     folder.mkdir()
-    num_parts = -(-len(events) // events_per_part)
-    if num_parts == 1:
-        events.write_parquet(_part(folder, 0))
+    parts = num_parts(len(events), events_per_part)
+    if parts == 1:
+        events.write_parquet(part_path(folder, 0))
         return 1
     users = events["user_id"].unique()
-    part = pl.col("user_id").replace_strict(users, [user_part(user, num_parts) for user in users])
-    for number in range(num_parts):
-        events.filter(part == number).write_parquet(_part(folder, number))
-    return num_parts
+    part = pl.col("user_id").replace_strict(users, [user_part(user, parts) for user in users])
+    for number in range(parts):
+        events.filter(part == number).write_parquet(part_path(folder, number))
+    return parts
 
 
-def user_part(user_id: str, num_parts: int) -> int:
+def num_parts(num_events: int, events_per_part: int = EVENTS_PER_PART) -> int:
+    """Parts that hold about `events_per_part` events each."""
+    return -(-num_events // events_per_part)
+
+
+def user_part(user_id: str, parts: int) -> int:
     """CRC-32 of the id modulo the number of parts: the same in every run, on every machine and engine."""
-    return zlib.crc32(user_id.encode()) % num_parts
+    return zlib.crc32(user_id.encode()) % parts
 
 
-def _part(folder: Path, number: int) -> Path:
+def part_path(folder: Path, number: int) -> Path:
+    """File of a part."""
     return folder / f"part-{number:05d}.parquet"

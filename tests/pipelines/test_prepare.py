@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.popularity import Popularity, PopularityConfig
-from pipelines.prepare import PrepareConfig, instant, iso, k_core, prepare, repeat_share
+from pipelines.prepare import PrepareConfig, instant, iso, k_core, prepare
+from recsys.cleaning import repeated_events
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation import rank_cases
 from recsys.prepared import Prepared, open_prepared
@@ -188,13 +189,13 @@ def test_seen_items_are_excluded_where_users_do_not_repeat_them(
 
 
 @given(st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("abc"), st.integers(0, 3)), min_size=1))
-def test_the_repeat_share_counts_events_that_had_been_there_before(rows: list[Row]) -> None:
+def test_repeated_events_had_been_there_before(rows: list[Row]) -> None:
     seen: set[tuple[str, str]] = set()
     repeats = 0
     for user, item, _ in rows:
         repeats += (user, item) in seen
         seen.add((user, item))
-    assert repeat_share(events_of(rows)) == pytest.approx(repeats / len(rows))
+    assert repeated_events(events_of(rows)) == repeats
 
 
 @pytest.mark.parametrize(

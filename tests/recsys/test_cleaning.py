@@ -162,6 +162,8 @@ def test_counts_by_hand() -> None:
         "time": "timestamp",
         "first_timestamp": 1_000_000,
         "last_timestamp": 5_000_000,
+        "tied_events": 1,
+        "repeated_events": 1,
         "tied_share": 0.25,
         "repeat_share": 0.25,
     }

@@ -68,7 +68,7 @@ def test_an_attribute_whose_name_is_taken_keeps_its_content() -> None:
 
 
 def test_every_item_of_events_or_table_is_there() -> None:
-    events = pl.DataFrame({"item_id": ["b", "c", "b"]})
+    events = pl.DataFrame({"item_id": ["c", "b"]})
     items, counts = all_items(events, pl.DataFrame({"item_id": ["z", "b"], "title": ["Z", "B"]}))
     assert items.rows() == [("b", "B"), ("c", None), ("z", "Z")]
     assert counts == {"items_with_attributes": 1, "items_without_attributes": 1, "attributes_without_events": 1}
