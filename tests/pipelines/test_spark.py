@@ -30,7 +30,6 @@ from recsys.steps import read_manifest
 
 MASTER = "local-cluster[2,1,1024]"
 ENGINES = ("polars", "spark")
-WITH_SPARK = pytest.mark.usefixtures("spark")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +45,11 @@ def spark() -> Iterator[Any]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # executors cannot import tests
     with spark_session(MASTER) as session:
         yield session
+
+
+def with_spark(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that needs the session; left out unless asked for by `-m spark` (`make test-spark`)."""
+    return pytest.mark.spark(pytest.mark.usefixtures("spark")(test))
 
 
 def said(folder: Path, step: str) -> tuple[dict[str, str], dict[str, Any]]:
@@ -91,8 +95,8 @@ def written(folder: Path, rows: list[tuple[Any, ...]], files: int) -> list[Path]
     return paths
 
 
-@WITH_SPARK
-@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@with_spark
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     rows=st.lists(EVENT, min_size=40, max_size=120),
     files=st.integers(1, 4),
@@ -123,7 +127,7 @@ def in_parts(parts: int) -> Callable[[pl.DataFrame, Path], int]:
     return lambda events, folder: write_events(events, folder, -(-len(events) // parts))
 
 
-@WITH_SPARK
+@with_spark
 def test_a_log_that_only_has_an_order(tmp_path: Path) -> None:
     lines = [f"u{user} " + " ".join(f"i{(user * place) % 9}" for place in range(1, 8)) for user in range(12)]
     for number in range(3):
@@ -132,7 +136,7 @@ def test_a_log_that_only_has_an_order(tmp_path: Path) -> None:
     prepared(tmp_path, dataset, split="last-item", repeats="collapse")
 
 
-@WITH_SPARK
+@with_spark
 def test_weights_and_the_real_split_go_along(tmp_path: Path) -> None:
     rows = [(f"u{event % 7}", f"i{event * event % 11}", 1_600_000_000 + 60 * event, "1") for event in range(150)]
     dataset = ingested(tmp_path, written(tmp_path, rows, 2))
@@ -160,7 +164,7 @@ def dying(work: Callable[..., Iterator[Any]], marker: Path, batches: Any, **valu
         yield batch
 
 
-@WITH_SPARK
+@with_spark
 def test_a_killed_executor_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One is killed while sources are read, one after it wrote a part and before it said so."""
     for name in ("_cleaned", "_write_parts"):
@@ -173,7 +177,7 @@ def test_a_killed_executor_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert not [path.name for path in (tmp_path / "spark" / "events").iterdir() if path.name.startswith(".")]
 
 
-@WITH_SPARK
+@with_spark
 def test_both_engines_refuse_with_the_same_words(tmp_path: Path) -> None:
     (tmp_path / "good.csv").write_text("user_id,item_id,timestamp\na,x,1600000000\nb,x,1600000001\n")
     (tmp_path / "bad.csv").write_text("who,what,timestamp\na,x,1600000000\n")
