@@ -22,6 +22,7 @@ from recsys.steps import git_commit, read_manifest
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "engines.md"
 CORE = ("--min-user-events", "5", "--min-item-events", "5")
 STEPS: dict[str, tuple[str, ...]] = {"ingest": (), "prepare": (), "prepare, 5-core": CORE}
+USUAL = 2
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,26 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", type=Path)
     parser.add_argument("--master", default="local[2]")
     parser.add_argument("--work", type=Path, default=Path("build/engines"), help="folder of what the engines write")
+    parser.add_argument("--steps", type=int, default=USUAL, help=f"how many of: {'; '.join(STEPS)}")
     arguments = parser.parse_args()
+    steps = list(STEPS)[: arguments.steps]
     load = os.getloadavg()[0]
     options = {"polars": (), "spark": ("--engine", "spark", "--master", arguments.master)}
-    found = [measured(name, extra, arguments.sources, arguments.work) for name, extra in options.items()]
+    found = [measured(name, extra, arguments.sources, arguments.work, steps) for name, extra in options.items()]
     PAGE.write_text(page(found, arguments.sources, arguments.master, load), encoding="utf-8")
     print(PAGE.read_text(encoding="utf-8"))
 
 
-def measured(engine: str, extra: Sequence[str], sources: Sequence[Path], work: Path) -> Engine:
-    """All steps by one engine."""
+def measured(engine: str, extra: Sequence[str], sources: Sequence[Path], work: Path, steps: Sequence[str]) -> Engine:
+    """Some steps by one engine."""
     folder = work / engine
     shutil.rmtree(folder, ignore_errors=True)
     manifests = {}
-    for number, (step, options) in enumerate(STEPS.items()):
+    for number, step in enumerate(steps):
         command, _, _ = step.partition(",")
         inputs = list(map(str, sources)) if command == "ingest" else [str(folder / "0")]
         out = folder / str(number)
-        line = [sys.executable, "-m", "pipelines.cli", command, *inputs, *options, *extra, "--out", str(out)]
+        line = [sys.executable, "-m", "pipelines.cli", command, *inputs, *STEPS[step], *extra, "--out", str(out)]
         subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
         manifests[step] = read_manifest(out, command)
     return Engine(engine, manifests)
@@ -67,7 +70,7 @@ def page(engines: Sequence[Engine], sources: Sequence[Path], master: str, load: 
     counts = polars.manifests["ingest"]["counts"]
     rows = [
         row(step, polars.manifests[step], spark.manifests[step], counts["rows" if step == "ingest" else "accepted"])
-        for step in STEPS
+        for step in polars.manifests
     ]
     name = sources[0].resolve().parent.name
     return "\n".join([

@@ -22,7 +22,7 @@ from recsys.cleaning import (
 )
 from recsys.errors import ConfigError, DataError
 from recsys.item_table import all_items, read_items, sibling_item_table
-from recsys.partitions import write_events
+from recsys.partitions import write_events, write_table
 from recsys.readers import SourceFormat, read_table
 from recsys.roles import event_roles
 from recsys.schema import ROLES, Dataset, TimeKind, open_dataset
@@ -95,8 +95,8 @@ def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
         items, match_counts = all_items(found.item_ids, table)
         if items_path:
             step.counts["item_table"] = {"path": str(items_path), **table_counts, **match_counts}
-        items.write_parquet(step.folder / "items.parquet")
-        found.rejected.write_parquet(step.folder / "rejected.parquet")
+        write_table(items, step.folder / "items.parquet")
+        write_table(found.rejected, step.folder / "rejected.parquet")
     return open_dataset(config.out)
 
 

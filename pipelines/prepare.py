@@ -12,6 +12,7 @@ from pipelines.options import LOCAL_MASTER, Engine
 from recsys.catalog import Catalog
 from recsys.cleaning import repeated_events
 from recsys.errors import ConfigError, DataError
+from recsys.partitions import write_table
 from recsys.prepared import Prepared, SeenRule, open_prepared
 from recsys.schema import Dataset, open_dataset
 from recsys.sequences import SequenceStore
@@ -87,12 +88,12 @@ def prepare(config: PrepareConfig) -> Prepared:
         catalog, store = found.catalog.without(retired), found.store
         split, instants = make_split(store, dataset, config)
         catalog.save(step.folder / "catalog.parquet")
-        catalog_items(dataset, catalog).write_parquet(step.folder / "items.parquet")
+        write_table(catalog_items(dataset, catalog), step.folder / "items.parquet")
         store.save(step.folder / "sequences")
         split.save(step.folder / "split")
         cases = {part: build_cases(store, split, part, catalog.num_rows) for part in ("validation", "test")}
         for part, table in cases.items():
-            table.write_parquet(step.folder / f"{part}.parquet")
+            write_table(table, step.folder / f"{part}.parquet")
         train, validation, test = split_sizes(store, split)
         repeats = found.repeated / store.num_events
         step.counts.update({

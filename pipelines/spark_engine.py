@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import polars as pl
 
 from recsys.errors import ConfigError, DataError
+from recsys.partitions import write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,7 +107,7 @@ def _first_line(error: Exception) -> str:
 def write_whole(frame: pl.DataFrame, path: Path) -> None:
     """Never seen half-written, whichever attempt of a task it is that writes."""
     partial_file = path.with_name(f".{path.name}.{os.getpid()}")
-    frame.write_parquet(partial_file)
+    write_table(frame, partial_file)
     partial_file.replace(path)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 EVENTS_PER_PART = 5_000_000
+ROWS_PER_GROUP = 1 << 18
 
 
 def write_events(events: pl.DataFrame, folder: Path, events_per_part: int = EVENTS_PER_PART) -> int:
@@ -13,13 +14,18 @@ def write_events(events: pl.DataFrame, folder: Path, events_per_part: int = EVEN
     folder.mkdir()
     parts = num_parts(len(events), events_per_part)
     if parts == 1:
-        events.write_parquet(part_path(folder, 0))
+        write_table(events, part_path(folder, 0))
         return 1
     users = events["user_id"].unique()
     part = pl.col("user_id").replace_strict(users, [user_part(user, parts) for user in users])
     for number in range(parts):
-        events.filter(part == number).write_parquet(part_path(folder, number))
+        write_table(events.filter(part == number), part_path(folder, number))
     return parts
+
+
+def write_table(rows: pl.DataFrame, path: Path) -> None:
+    """Writes Parquet whose bytes depend on the rows alone, not on the pieces that they lie in in memory."""
+    rows.write_parquet(path, row_group_size=ROWS_PER_GROUP)
 
 
 def num_parts(num_events: int, events_per_part: int = EVENTS_PER_PART) -> int:
