@@ -1,8 +1,8 @@
 """Thousands of requests made up from the description of the API: `python -m benchmarks.api_contract BUNDLE`.
 
 Schemathesis against a service process: examples, edges, random right and wrong requests, and sequences of requests.
-An answer of 5xx, or one that the description does not have, ends the run with 1. Once with the description as it is, once
-with names of fields and items that the bundle knows, or most requests would end in a 404 or 422.
+An answer of 5xx, or one that the description does not have, ends the run with 1. Once with the description as it is,
+once with names of fields and items that the bundle knows, or most requests would end in a 404 or 422.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Requests of somebody who means harm, or whose client is broken: `python -m benchmarks.hostile BUNDLE`.
 
-By a seed, to a service process, over plain sockets, since HTTP libraries refuse to send much of it: huge and deep bodies,
-unicode, numbers out of range, wrong types and encodings, markup and SQL in ids, broken chunks, bytes that are no HTTP. An
-answer of 5xx, none where there had to be one, markup that comes back unescaped, or a service that is not well
-afterwards, ends the run with 1.
+By a seed, to a service process, over plain sockets, since HTTP libraries refuse to send much of it: huge and deep
+bodies, unicode, numbers out of range, wrong types and encodings, markup and SQL in ids, broken chunks, bytes that are
+no HTTP. An answer of 5xx, none where there had to be one, markup that comes back unescaped, or a service that is not
+well afterwards, ends the run with 1.
 """
 
 import argparse
@@ -45,8 +45,8 @@ STRINGS = (
     "Z" + "\u0334\u0335" * 200,
     "\U0001f468\u200d\U0001f469\u200d\U0001f467",
     "\uffff\ufffe",
-    "ｓｃｒｉｐｔ",
-    "İ" * 40,
+    "\uff53\uff43\uff52\uff49\uff50\uff54",
+    "\u0130" * 40,
     "NULL",
     "",
     " ",
@@ -122,7 +122,9 @@ def main() -> None:
     wrong = [done for done in outcomes if done.complaint]
     for done in wrong[:20]:
         print(f"{done.complaint}: {done.attack.name} {done.attack.content[:300]!r} -> {done.body[:200]!r}")
-    print(f"{len(outcomes):,} requests in {seconds:.0f} s, {len(wrong)} answered wrongly; memory grew by {grown:.0f} MiB")
+    print(
+        f"{len(outcomes):,} requests in {seconds:.0f} s, {len(wrong)} answered wrongly; memory grew by {grown:.0f} MiB"
+    )
     if wrong or traceback or not well:
         sys.exit(1)
 
@@ -253,14 +255,18 @@ def deep(random: Random) -> Attack:
 def large(random: Random) -> Attack:
     """Lists and texts up to the limits and beyond."""
     count = random.choice((200, 2_000, 10_001))
-    return a_post(random, random.choice((
-        json.dumps({"history": ["x"] * count, "exclude": ["y"] * count}),
-        json.dumps([{"user_id": "u", "item_id": str(number)} for number in range(count)]),
-        json.dumps({"requests": [{"history": []}] * count}),
-        json.dumps({"history": [], "filter": {str(number): {"known": True} for number in range(count)}}),
-        json.dumps({"user_id": "u" * count, "history": []}),
-        json.dumps({str(number): number for number in range(count)}),
-    )).encode(), "large")
+    return a_post(
+        random,
+        random.choice((
+            json.dumps({"history": ["x"] * count, "exclude": ["y"] * count}),
+            json.dumps([{"user_id": "u", "item_id": str(number)} for number in range(count)]),
+            json.dumps({"requests": [{"history": []}] * count}),
+            json.dumps({"history": [], "filter": {str(number): {"known": True} for number in range(count)}}),
+            json.dumps({"user_id": "u" * count, "history": []}),
+            json.dumps({str(number): number for number in range(count)}),
+        )).encode(),
+        "large",
+    )
 
 
 def a_huge_body(random: Random) -> Attack:

@@ -16,6 +16,7 @@ from recsys.prepared import Prepared, open_prepared
 from serving.queries import Query
 from serving.service import Service
 from serving.settings import Settings
+from serving.stores import Stores
 
 REQUESTS, WARM_UP, SEED = 300, 20, 0
 
@@ -28,15 +29,15 @@ def main() -> None:
     arguments = parser.parse_args()
     histories = some_histories(open_prepared(arguments.prepared))
     with TemporaryDirectory() as folder:
-        settings = Settings(state=Path(folder) / "state.sqlite", encoding_cache_bytes=0)
-        services = {bundle.name: Service.open(bundle, settings) for bundle in arguments.bundles}
+        settings = Settings(state=str(Path(folder) / "state.sqlite"), encoding_cache_bytes=0)
+        stores = Stores.open(settings)
+        services = {bundle.name: Service.open(bundle, settings, stores) for bundle in arguments.bundles}
         times: dict[str, list[float]] = {name: [] for name in services}
         for number, history in enumerate([*histories[:WARM_UP], *histories]):
             for name, service in services.items():
                 taken = answer_time(service, history)
                 times[name] += [taken] if number >= WARM_UP else []
-        for service in services.values():
-            service.close()
+        stores.close()
     print("| bundle | median, ms | 95th percentile, ms |\n|---|---|---|")
     for name, taken in times.items():
         median, late = np.quantile(np.array(taken) * 1e3, (0.5, 0.95))

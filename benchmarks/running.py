@@ -65,7 +65,8 @@ def running(bundle: Path, log: Path, code: str = SERVE, **settings: object) -> I
         _wait_until_ready(service)
         yield service
     finally:
-        process.send_signal(signal.SIGTERM)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
 
 

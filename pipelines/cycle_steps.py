@@ -1,15 +1,18 @@
 """What each stage of a cycle does: the commands of the path, one after the other, on the cycle's folders."""
 
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from pipelines.append import append, begins
 from pipelines.champion import Champion
 from pipelines.cycle import Cycle, Stage
 from pipelines.decision import Decision, decide, write_evaluation
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.export import ExportConfig, export
-from pipelines.ingest import ingest
+from pipelines.ingest import IngestConfig, ingest
 from pipelines.plan import TrainConfig, make_plan
 from pipelines.prepare import prepare
 from pipelines.reporter import Reporter
@@ -36,7 +39,7 @@ def stages_to_decision(cycle: Cycle, champion: Champion | None, reporter: Report
             out=dataset,
             step="ingest",
             inputs=[*cycle.log_files, *items],
-            work=partial(ingest_logs, cycle, dataset, reporter),
+            work=partial(ingest_logs, cycle, dataset, [*cycle.log_files, *items], reporter),
         ),
         Stage(
             name="prepare",
@@ -121,13 +124,30 @@ def stages_to_registry(cycle: Cycle) -> list[Stage]:
     ]
 
 
-def ingest_logs(cycle: Cycle, out: Path, reporter: Reporter) -> None:
-    """The dataset of the very files that the cycle is named by."""
-    dataset = ingest(cycle.config.ingest_config(cycle.log_files, out), reporter)
-    known = {entry["path"]: entry["sha256"] for entry in (*cycle.logs, *cycle.others)}
+def ingest_logs(cycle: Cycle, out: Path, inputs: list[Path], reporter: Reporter) -> None:
+    """The dataset of the very files that the cycle is named by: that of an earlier cycle and what came since, where
+    there is one which begins with the same files."""
+    config = cycle.config.ingest_config(cycle.log_files, out)
+    base, known = longest_beginning(cycle, config, [describe_input(path) for path in inputs])
+    if base is None:
+        dataset = ingest(config, reporter)
+    else:
+        dataset = append(replace(config, sources=tuple(cycle.log_files[known:])), base, reporter)
+    expected = {entry["path"]: entry["sha256"] for entry in (*cycle.logs, *cycle.others)}
     for entry in dataset.manifest["inputs"]:
-        if known.get(entry["path"]) != entry["sha256"]:
+        if expected.get(entry["path"]) != entry["sha256"]:
             raise DataError(f"run: {entry['path']} changed while it was read; run again when it is complete.")
+
+
+def longest_beginning(cycle: Cycle, config: IngestConfig, inputs: list[dict[str, Any]]) -> tuple[Path | None, int]:
+    """The dataset of another cycle that holds the most of the first logs of this one and no others, and how many."""
+    found: tuple[Path | None, int] = None, 0
+    for folder in sorted(cycle.config.work.glob("*/dataset")):
+        with suppress(DataError):
+            count = begins(read_manifest(folder, "ingest"), config, inputs)
+            if found[1] < count < len(cycle.logs) and folder != config.out:
+                found = folder, count
+    return found
 
 
 def train_run(config: TrainConfig, reporter: Reporter) -> None:

@@ -8,13 +8,16 @@ import typer
 from pipelines.options import LOCAL_MASTER, EngineOption, Json, Master, Overwrite, Seed, pairs
 from pipelines.printing import finish, print_figures, print_json
 from pipelines.reporter import Reporter
+from recsys.errors import ConfigError
 
 app = typer.Typer()
 
 
 @app.command()
 def ingest(
-    sources: Annotated[list[Path], typer.Argument(help="Log files or folders, .gz too.", show_default=False)],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Log files, folders or quoted patterns; .gz and .zst too.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the new dataset.", show_default=False)],
     format: Annotated[  # noqa: A002 - the option's public name
         Literal["auto", "recbole", "csv", "jsonl", "json", "parquet", "movielens", "sequences", "npy"],
@@ -27,7 +30,8 @@ def ingest(
     delimiter: Annotated[str | None, typer.Option(help="Field separator; found out by default.")] = None,
     encoding: Annotated[str, typer.Option(help="Text encoding of the sources.")] = "utf-8",
     time_unit: Annotated[
-        Literal["auto", "s", "ms", "us", "ns", "min", "iso"], typer.Option(help="Unit of the timestamps.")
+        Literal["auto", "s", "ms", "us", "ns", "min", "iso", "yyyymmdd", "mmdd"],
+        typer.Option(help="Unit of the timestamps."),
     ] = "auto",
     items: Annotated[Path | None, typer.Option(help="Item table with titles and other attributes.")] = None,
     items_map: Annotated[list[str], typer.Option(help="attribute=column of the item table.")] = [],  # noqa: B006
@@ -36,13 +40,26 @@ def ingest(
     ] = "drop",
     engine: EngineOption = "polars",
     master: Master = LOCAL_MASTER,
+    max_rejected: Annotated[
+        str | None,
+        typer.Option(help="Most rows that may be no events, 1% or 100; beyond, exit code 3. Duplicates do not count."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory that may be used, such as 4GB; the rest goes to disk. No limit by default."),
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the sources to the dataset in --out, read as its others were.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Read logs into a validated dataset; rows that are no events are kept in rejected.parquet.
 
-    Example: `recsys ingest logs/*.csv.gz --map user_id=uid --map item_id=sku --out data/shop`
+    Examples: `recsys ingest logs/*.csv.gz --map user_id=uid --map item_id=sku --out data/shop`,
+    `recsys ingest logs/2026-03-02.csv.gz --append --out data/shop`
     """
+    from pipelines.append import append as add
     from pipelines.ingest import IngestConfig
     from pipelines.ingest import ingest as run
 
@@ -60,9 +77,14 @@ def ingest(
         duplicates=duplicates,
         engine=engine,
         master=master,
+        max_rejected=max_rejected,
+        memory=memory,
         overwrite=overwrite,
     )
-    finish(out, run(config, Reporter()).manifest, as_json)
+    if append and engine == "spark":
+        raise ConfigError("--append works by the Polars engine, which touches the new rows alone; leave --engine out.")
+    dataset = add(config, out, Reporter()) if append else run(config, Reporter())
+    finish(out, dataset.manifest, as_json)
 
 
 @app.command()

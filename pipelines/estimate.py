@@ -1,5 +1,6 @@
 """`recsys estimate LOG… --policy RUN`: what would a model have earned, by what others showed?"""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from pipelines.exposed import UNITS, Reward, chosen_variants, impressions_of, read_logs, rewards_of
-from pipelines.policy_lists import Policy
+from pipelines.exposed import UNITS, Period, Reward, chosen_variants, impressions_of, read_logs, rewards_of, shares_at
+from pipelines.policy_lists import Lister, Policy
 from pipelines.reporter import Reporter
 from recsys.errors import ConfigError, DataError
 from recsys.exposures import Attribution
@@ -20,8 +21,8 @@ from recsys.slate_policy import Reading, joint, row_weights
 
 EstimatorName = Literal["ips", "snips", "clipped", "dm", "dr", "switch-dr"]
 Verdict = Literal["better", "worse", "no winner", "not enough overlap"]
-SHARES_MISSING = 0.01
-"""Of all traffic: so much may be given to variants that are not named."""
+SHOWING = {"k", "why", "fields"}
+"""Wishes that change how much is shown, and not which item stands where."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class EstimateConfig:
     reading: Reading = "independent"
     reward: Reward = "any"
     attribution: Attribution = field(default_factory=Attribution)
+    period: Period = field(default_factory=Period)
     estimator: EstimatorName = "dr"
     clip: float = 10.0
     draws: int = 2000
@@ -121,13 +123,20 @@ class Judged:
 
 
 def estimate_policy(config: EstimateConfig, reporter: Reporter) -> PolicyEstimate:
-    """Joins the logs, asks the model what it would have shown, and estimates."""
+    """Joins the logs, asks the models what they would have shown, and estimates."""
     policy = Policy.open(config.policy)
+    reporter.say(f"{policy.name}: what would it have shown?")
+    shown_by = {name: Policy.open(run).lists for name, run in config.shown_by.items()}
+    return estimate_lists(config, policy.name, policy.lists, shown_by)
+
+
+def estimate_lists(config: EstimateConfig, name: str, lists: Lister, shown_by: Mapping[str, Lister]) -> PolicyEstimate:
+    """The same of anything that makes lists."""
     judged = judged_answers(config)
-    reporter.say(f"{policy.name}: lists for {len(judged.answers):,} answers")
-    log = logged_rows(config, judged, chances(config, judged), at_places(policy, judged))
+    chance = split_chances(config, judged, shown_by) if shown_by else chances(config, judged)
+    log = logged_rows(config, judged, chance, at_places(lists, judged))
     return PolicyEstimate(
-        policy=policy.name,
+        policy=name,
         reward=config.reward,
         estimator=config.estimator,
         estimates=estimate(log, config.clip, config.draws, config.seed),
@@ -138,14 +147,18 @@ def estimate_policy(config: EstimateConfig, reporter: Reporter) -> PolicyEstimat
 
 def judged_answers(config: EstimateConfig) -> Judged:
     """The log without answers that nothing can be said of; an error where none is left."""
-    exposures, outcomes = read_logs(config.logs)
+    exposures, outcomes = read_logs(config.logs, config.period)
     answers = chosen_variants(exposures, [*config.variants, *config.shown_by])
     shown = impressions_of(exposures, outcomes, config.attribution)
     over = shown.filter("complete")["request_id"].unique()
+    heeded = [wishes for wishes in answers["wishes"].drop_nulls().unique() if json.loads(wishes).keys() - SHOWING]
     reasons = {
         "without items": pl.col("item_ids").list.len() == 0,
         "on further pages": pl.col("position") > 1,
-        "to wishes (filters, boosts, …), which the model is not asked to heed": pl.col("wishes").is_not_null(),
+        "to wishes (filters, boosts, …), which the model is not asked to heed": pl
+        .col("wishes")
+        .fill_null("")
+        .is_in(heeded),
         "whose window is not over": ~pl.col("request_id").is_in(over.implode()),
     }
     left_out = {}
@@ -164,13 +177,6 @@ def judged_answers(config: EstimateConfig) -> Judged:
 def chances(config: EstimateConfig, judged: Judged) -> FloatArray:
     """[N], how likely each row was, as far as `config.reading` looks."""
     random = judged.rows["item_propensity"].is_not_null()
-    if config.shown_by:
-        if random.any():
-            raise ConfigError(
-                f"estimate: the log has propensities of items for {int(random.sum()):,} rows; --shown-by is for "
-                "variants that rank without chance. Drop it, or choose others by --variant."
-            )
-        return split_chances(config, judged)
     names = judged.answers["variant"].unique().sort().to_list()
     if len(names) > 1:
         raise ConfigError(
@@ -185,41 +191,31 @@ def chances(config: EstimateConfig, judged: Judged) -> FloatArray:
     return judged.rows["item_propensity"].fill_null(1.0).to_numpy()
 
 
-def split_chances(config: EstimateConfig, judged: Judged) -> FloatArray:
+def split_chances(config: EstimateConfig, judged: Judged, shown_by: Mapping[str, Lister]) -> FloatArray:
     """[N], the shares of those variants that would have shown the same (without chance)."""
-    shares, number = shares_at(judged.answers, list(config.shown_by)), judged.number
+    if random := len(judged.rows) - judged.rows["item_propensity"].null_count():
+        raise ConfigError(
+            f"estimate: the log has propensities of items for {random:,} rows; --shown-by is for variants that rank "
+            "without chance. Drop it, or choose others by --variant."
+        )
+    answers = judged.answers
+    shares, number = shares_at(answers["timestamp"], answers, list(shown_by)), judged.number
     chance = np.zeros(len(number))
-    for column, folder in enumerate(config.shown_by.values()):
-        same = agreement(judged, at_places(Policy.open(folder), judged))
+    for column, lists in enumerate(shown_by.values()):
+        same = agreement(judged, at_places(lists, judged))
         chance += shares[number, column] * joint(config.reading, same, number)
     if missing := int((chance == 0).sum()):
         raise DataError(
             f"estimate: {missing:,} of {len(chance):,} rows would have been shown by none of the models of "
-            f"{', '.join(config.shown_by)}; name the runs that the variants served then."
+            f"{', '.join(shown_by)}; name the runs that the variants served then."
         )
     return chance
 
 
-def shares_at(answers: pl.DataFrame, variants: Sequence[str]) -> FloatArray:
-    """[Q, variants], the share of traffic that each was given when an answer was: that of its own nearest answer."""
-    columns = []
-    for name in variants:
-        own = answers.filter(pl.col("variant") == name).select("timestamp", share="propensity")
-        near = answers.select("timestamp").join_asof(own, on="timestamp", strategy="nearest")
-        columns.append(near["share"].to_numpy())
-    shares = np.stack(columns, axis=1)
-    if (off := np.abs(shares.sum(axis=1) - 1) > SHARES_MISSING).mean() > SHARES_MISSING:
-        raise DataError(
-            f"estimate: shares of {', '.join(variants)} do not add up to 1 for {int(off.sum()):,} of {len(off):,} "
-            "answers; name the models of all variants that had traffic (--shown-by NAME=RUN)."
-        )
-    return shares / shares.sum(axis=1, keepdims=True)
-
-
-def at_places(policy: Policy, judged: Judged) -> pl.Series:
-    """[N], the item that the policy would show in the place of each row; null where its list is shorter."""
+def at_places(lister: Lister, judged: Judged) -> pl.Series:
+    """[N], the item that a policy would show in the place of each row; null where its list is shorter."""
     longest = int(judged.rows["position"].max())  # type: ignore[arg-type]
-    lists = policy.lists(judged.answers["history"].to_list(), longest)
+    lists = lister(judged.answers["history"], longest)
     places = pl.int_ranges(1, pl.col("items").list.len() + 1, dtype=pl.Int32).alias("position")
     table = pl.DataFrame({"items": lists}).with_row_index("answer").filter(pl.col("items").list.len() > 0)
     rows = table.with_columns(places).explode("items", "position")

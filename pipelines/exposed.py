@@ -1,9 +1,11 @@
 """Logs of the service, read for a decision: several folders as one, and only answers that are like each other."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from recsys.errors import ConfigError, DataError
@@ -14,21 +16,42 @@ Reward = Literal["any", "count", "value"]
 UNITS: dict[Reward, str] = {"any": "items with an outcome", "count": "outcomes", "value": "value"}
 """What rewards count: whether an item had an outcome, how many, or the sum of their values."""
 
+SHARES_MISSING = 0.01
+"""Of all traffic: so much may be given to variants that are not named."""
 
-def read_logs(folders: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
+
+@dataclass(frozen=True, kw_only=True)
+class Period:
+    """Which part of the logs is read, in microseconds since 1970 UTC: answers from `since` on, anything before `until`.
+
+    Events before `since` are kept: they tell what users did before.
+    """
+
+    since: int | None = None
+    until: int | None = None
+
+
+def read_logs(folders: Sequence[Path], period: Period = Period()) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Exposures and outcomes of all folders, in order of time; an answer that two of them hold counts once."""
     exposures = pl.concat([read_exposures(folder) for folder in folders]).sort("timestamp", maintain_order=True)
     outcomes = pl.concat([read_outcomes(folder) for folder in folders]).sort("timestamp", maintain_order=True)
+    if period.since is not None:
+        exposures = exposures.filter(pl.col("timestamp") >= period.since)
+    if period.until is not None:
+        exposures, outcomes = (table.filter(pl.col("timestamp") < period.until) for table in (exposures, outcomes))
     if not len(exposures):
-        raise DataError(f"{', '.join(map(str, folders))}: no answers were logged.")
+        raise DataError(f"{', '.join(map(str, folders))}: no answers were logged in the time that was asked for.")
     return exposures.unique("request_id", keep="first", maintain_order=True), outcomes
 
 
-def impressions_of(
-    exposures: pl.DataFrame, outcomes: pl.DataFrame, attribution: Attribution, until: int | None = None
-) -> pl.DataFrame:
+def end_of(exposures: pl.DataFrame) -> int:
+    """The time of the last answer: until then the log is there, by the service's clock; clients' clocks may be off."""
+    return int(exposures["timestamp"].to_numpy().max())
+
+
+def impressions_of(exposures: pl.DataFrame, outcomes: pl.DataFrame, attribution: Attribution) -> pl.DataFrame:
     """One row an item that was shown, those of a request next to each other and in order of place."""
-    joined = join_outcomes(exposures, outcomes, attribution, until)
+    joined = join_outcomes(exposures, outcomes, attribution, end_of(exposures))
     return joined.sort("timestamp", "request_id", "position")
 
 
@@ -44,3 +67,23 @@ def chosen_variants(exposures: pl.DataFrame, wanted: Sequence[str]) -> pl.DataFr
     if unknown := [name for name in wanted if name not in known]:
         raise ConfigError(f"--variant {unknown[0]}: the log has the variants {', '.join(known)}.")
     return exposures.filter(pl.col("variant").is_in(list(wanted))) if wanted else exposures
+
+
+def shares_at(times: pl.Series, exposures: pl.DataFrame, variants: Sequence[str]) -> FloatArray:
+    """[times, variants], the share of traffic that each variant had then: that of its own nearest answer.
+
+    `times` and the answers are in order of time.
+    """
+    columns = []
+    for name in variants:
+        own = exposures.filter(pl.col("variant") == name).select("timestamp", share="propensity")
+        near = times.alias("timestamp").to_frame().join_asof(own, on="timestamp", strategy="nearest")
+        columns.append(near["share"].to_numpy())
+    shares = np.stack(columns, axis=1)
+    off = np.abs(shares.sum(axis=1) - 1) > SHARES_MISSING
+    if off.mean() > SHARES_MISSING:
+        raise DataError(
+            f"exposures: shares of {', '.join(variants)} do not add up to 1 for {int(off.sum()):,} of {len(off):,} "
+            "rows; name all variants that had traffic, or judge only answers from between two changes of the weights."
+        )
+    return shares / shares.sum(axis=1, keepdims=True)

@@ -9,6 +9,8 @@ from string import Template
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from recsys.steps import write_text
+
 PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title><style>
@@ -25,10 +27,7 @@ svg { height: auto; max-width: 100%; }
 
 def write_page(path: Path, title: str, note: str, body: str) -> None:
     """Writes the page whole or not at all; `title` and `note` are text, `body` is HTML."""
-    page = PAGE.substitute(title=html.escape(title), note=html.escape(note), body=body)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, PAGE.substitute(title=html.escape(title), note=html.escape(note), body=body))
 
 
 def drawn(draw: Callable[[Figure], object], height: float) -> str:

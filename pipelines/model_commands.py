@@ -245,3 +245,81 @@ def compare(
             f"compare: {' and '.join(entry.name for entry in comparisons)} should not replace {base.name}: none is "
             f"better on {comparisons[0].headline.metric} within the guardrails."
         )
+
+
+@app.command()
+def backtest(
+    dataset: Annotated[Path, typer.Argument(help="Output of `recsys ingest`, with times.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Name of a model; see docs/models.md.", show_default=False)],
+    every: Annotated[str, typer.Option(help="Length of a period: 30m, 1h, 1d, 4w.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the backtest; the same command goes on there.")],
+    policies: Annotated[
+        str, typer.Option(help="Of never, warm, cold; by default all that the model can follow.", show_default=False)
+    ] = "",
+    floors: Annotated[bool, typer.Option(help="Floors too, counted anew before every period.")] = True,
+    begin: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="ISO instant, UTC, of the first period; by default half of the log lies before.",
+            metavar="ISO",
+        ),
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--until", help="ISO instant, UTC, to replay until.", metavar="ISO")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="A named preset of the model in place of its default.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file over the preset.")] = None,
+    set: Annotated[  # noqa: A002 - the option's public name
+        list[str],
+        typer.Option(help="section.key=value over file and preset; training.epochs are trained, all of them."),
+    ] = [],  # noqa: B006
+    warm_set: Annotated[
+        list[str], typer.Option(help="The same for warm trainings alone, e.g. training.epochs=1.")
+    ] = [],  # noqa: B006
+    seen: Annotated[
+        Literal["auto", "exclude", "keep"],
+        typer.Option(help="May items of the history be recommended? auto: keep where users repeat items."),
+    ] = "auto",
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap resamples and permutations.")] = 10_000,
+    seed: Seed = 0,
+    report: Annotated[Path | None, typer.Option(help="HTML page with plots to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay a log period by period: what is a model worth that is never trained again, trained on, or trained anew?
+
+    Examples: `recsys backtest data/news --model sasrec --every 1h --warm-set training.epochs=1 --out backtests/news`,
+    `recsys backtest data/shop --model markov --every 1d --report shop.html --out backtests/shop`
+    """
+    from pipelines.backtest import backtest as run
+    from pipelines.replay import BacktestConfig
+    from pipelines.tables import backtest_table
+
+    replayed = BacktestConfig(
+        dataset=dataset,
+        out=out,
+        model=model,
+        every=every,
+        policies=tuple(name.strip() for name in policies.split(",") if name.strip()),
+        floors=floors,
+        begin=begin,
+        end=end,
+        preset=preset,
+        config_file=config,
+        settings=tuple(set),
+        warm_settings=tuple(warm_set),
+        seen=seen,
+        draws=draws,
+        seed=seed,
+    )
+    if report is not None:
+        from pipelines.backtest_report import write_report  # what it needs is missed before the work, not after
+    result = run(replayed, Reporter())
+    if report is not None:
+        write_report(report, result)
+    if as_json:
+        print_json(result.as_dict())
+        return
+    result_console().print(backtest_table(result))
+    for sentence in result.sentences():
+        typer.echo(sentence)

@@ -11,10 +11,11 @@ import yaml
 
 from models.registry import MODELS, build_config, is_ranker, is_student, model_config, preset
 from pipelines.guardrails import Guardrail, with_standard
-from pipelines.ingest import Duplicates, IngestConfig
+from pipelines.ingest import IngestConfig
 from pipelines.prepare import PrepareConfig
 from pipelines.settings import merge, parse_setting, read_yaml
 from recsys.errors import ConfigError, DataError
+from recsys.increments import Duplicates
 from recsys.readers import SourceFormat
 from recsys.splits import Part
 from recsys.timestamps import TimeUnit
@@ -38,6 +39,8 @@ class IngestSection:
     items: Path | None = None
     items_map: Mapping[str, str] = field(default_factory=dict)
     duplicates: Duplicates = "drop"
+    max_rejected: str | None = None
+    memory: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +150,8 @@ class PipelineConfig:
     def result_settings(self) -> dict[str, Any]:
         """What a cycle's result depends on, files apart: those are told by their content."""
         sections = {name: value for name, value in asdict(self).items() if name in RESULT_SECTIONS}
-        sections["ingest"].pop("items")
+        for name in ("items", "max_rejected", "memory"):
+            sections["ingest"].pop(name)
         sections["prepare"].pop("retire")
         return sections
 
@@ -176,6 +180,8 @@ class PipelineConfig:
             items=section.items,
             items_mapping=section.items_map,
             duplicates=section.duplicates,
+            max_rejected=section.max_rejected,
+            memory=section.memory,
             overwrite=True,
         )
 

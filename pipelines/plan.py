@@ -27,7 +27,8 @@ class TrainConfig:
     `refit`: a finished run of the same model, trained anew with its settings on training and validation events, for
     as many epochs as were best; what ships should know the latest events. `init`: a finished run whose weights this
     one begins with, perhaps of other data. `teacher`: a finished run of another model on the same data, to learn from.
-    `retriever`: one whose lists a ranker is to correct; its answers are the negatives.
+    `retriever`: one whose lists a ranker is to correct; its answers are the negatives. With `fit_on` train+validation
+    nothing is held back: all of `training.epochs` are trained, and the last is kept.
     """
 
     data: Path
@@ -40,6 +41,7 @@ class TrainConfig:
     preset: str | None = None
     config_file: Path | None = None
     settings: tuple[str, ...] = ()
+    fit_on: FitOn = "train"
     seed: int = 0
     tracking: bool = True
     restart: bool = False
@@ -138,11 +140,15 @@ def make_plan(config: TrainConfig) -> Plan:
             f"train {model.name}: training.averaging={training.averaging} averages weights but not the item matrix "
             "made of them; set training.averaging=0."
         )
+    held_back = config.fit_on == "train"
     return Plan(
         prepared=prepared,
         model=model,
         training=training,
         seed=config.seed,
+        stop_after=None if held_back else training.epochs,
+        fit_on=config.fit_on,
+        selected={} if held_back else {"best_epoch": training.epochs},
         encoder=text_encoder(model, prepared),
         network=text_network(model, prepared),
         start=None if config.init is None else checked_start(open_run(config.init), model, prepared),

@@ -1,6 +1,6 @@
 """What a model would have shown: lists for the histories that a service logged."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +8,10 @@ import numpy as np
 import polars as pl
 
 from pipelines.loading import run_scorer
-from recsys.catalog import PADDING
+from recsys.catalog import PADDING, Catalog
 from recsys.contracts import CatalogScorer
 from recsys.errors import ConfigError
 from recsys.evaluation import allowed_scores_of_cases
-from recsys.metrics import IntArray
 from recsys.prepared import Prepared
 from recsys.ranking import RetrieverScorer, top_k
 from recsys.runs import Run, open_run
@@ -20,6 +19,8 @@ from recsys.sequences import SequenceStore
 from recsys.steps import read_manifest
 
 BUNDLE_CARD = "model.json"
+Lister = Callable[[pl.Series, int], pl.Series]
+"""From histories of item ids and a length to lists of item ids."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,11 @@ class Policy:
             )
         return cls(folder.name, scorer, prepared)
 
-    def lists(self, histories: Sequence[Sequence[str]], k: int) -> pl.Series:
+    def lists(self, histories: pl.Series, k: int) -> pl.Series:
         """The k best item ids for each history of item ids, best first; fewer where fewer are allowed."""
         catalog = self.prepared.catalog
-        rows = [[catalog.rows[item] for item in history if item in catalog.rows] for history in histories]
-        store, cases = _stored(rows)
-        best = np.zeros((len(rows), min(k, catalog.num_rows)), dtype=np.int64)
+        store, cases = _stored(histories, catalog)
+        best = np.zeros((len(histories), min(k, catalog.num_rows)), dtype=np.int64)
         scored = allowed_scores_of_cases(
             self.scorer, store, cases, catalog.num_rows, self.prepared.seen, retired=catalog.retired_rows
         )
@@ -69,15 +69,19 @@ def _run_of(folder: Path) -> Run:
     return open_run(Path(inputs[0]["path"]))
 
 
-def _stored(rows: Sequence[IntArray | list[int]]) -> tuple[SequenceStore, pl.DataFrame]:
-    """Histories as a store, and of each the case that follows its last event. Windows are cut from some event even
-    where no history has any, so one of padding stands at the end."""
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+def _stored(histories: pl.Series, catalog: Catalog) -> tuple[SequenceStore, pl.DataFrame]:
+    """What the catalogue knows of the histories as a store, and of each the case that follows its last event.
+
+    Windows are cut from some event even where no history has any, so one of padding stands at the end.
+    """
+    rows = pl.DataFrame({"item_id": catalog.item_ids}).with_row_index("row", offset=1)
+    events = pl.DataFrame({"item_id": histories.cast(pl.List(pl.String))}).with_row_index("case").explode("item_id")
+    known = events.join(rows, on="item_id", maintain_order="left")
+    lengths = np.bincount(known["case"].to_numpy(), minlength=len(histories)).astype(np.int64)
     store = SequenceStore(
         offsets=np.r_[0, lengths.cumsum()].astype(np.int64),
-        item_idx=np.array([*(item for row in rows for item in row), PADDING], dtype=np.int32),
-        timestamp=np.zeros(lengths.sum() + 1, dtype=np.int64),
-        user_ids=pl.Series("user_id", [str(number) for number in range(len(rows))], dtype=pl.String),
+        item_idx=np.append(known["row"].to_numpy().astype(np.int32), np.int32(PADDING)),
+        timestamp=np.zeros(len(known) + 1, dtype=np.int64),
+        user_ids=pl.Series("user_id", np.arange(len(histories))).cast(pl.String),
     )
-    cases = pl.DataFrame({"user_idx": np.arange(len(rows)), "position": lengths})
-    return store, cases
+    return store, pl.DataFrame({"user_idx": np.arange(len(histories)), "position": lengths})

@@ -1,9 +1,10 @@
 """`recsys prepare`: a dataset becomes a catalogue, CSR histories, a split and its evaluation cases."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -12,10 +13,12 @@ from pipelines.options import LOCAL_MASTER, Engine
 from recsys.catalog import Catalog
 from recsys.cleaning import repeated_events
 from recsys.errors import ConfigError, DataError
+from recsys.growth import grown
+from recsys.increments import added_since
 from recsys.partitions import write_table
 from recsys.prepared import Prepared, SeenRule, open_prepared
 from recsys.schema import Dataset, open_dataset
-from recsys.sequences import SequenceStore
+from recsys.sequences import SequenceStore, joined
 from recsys.splits import (
     Split,
     SplitKind,
@@ -84,7 +87,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         )
     inputs = [path for path in (config.dataset, config.extend, config.retire) if path is not None]
     with writing_step("prepare", config.out, config=settings, inputs=inputs, overwrite=config.overwrite) as step:
-        found = all_histories(dataset, config, step.folder)
+        found = grown_histories(dataset, config) or all_histories(dataset, config, step.folder)
         catalog, store = found.catalog.without(retired), found.store
         split, instants = make_split(store, dataset, config)
         catalog.save(step.folder / "catalog.parquet")
@@ -108,10 +111,19 @@ def prepare(config: PrepareConfig) -> Prepared:
             **instants,
             "time": dataset.time,
             **({"sources": dataset.manifest["counts"]["sources"]} if "sources" in dataset.manifest["counts"] else {}),
+            "repeated_events": found.repeated,
             "repeat_share": repeats,
-            "seen": seen_rule(config, repeats),
+            "seen": seen_rule(config.seen, repeats),
         })
     return open_prepared(config.out)
+
+
+def as_histories(events: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
+    """Ordered events whose `user_id` names the history they are of; needs all events of a user, not all users."""
+    kept = collapsed(events) if config.repeats == "collapse" else events
+    if not config.session_gap:
+        return kept
+    return sessions(kept, config.session_gap).with_columns(user_id="session_id")
 
 
 @dataclass(frozen=True)
@@ -124,22 +136,54 @@ class Histories:
 
 
 def all_histories(dataset: Dataset, config: PrepareConfig, folder: Path) -> Histories:
-    """From every event of the dataset, by the engine that was asked for; `folder` is where it may keep files."""
+    """From every event of the dataset, part by part; a k-core needs all of them at once.
+
+    Spark keeps what its executors write below `folder` until it is read.
+    """
     if config.engine == "spark":
         from pipelines.spark_prepare import spark_histories
 
         return spark_histories(dataset, config, folder / "scratch")
-    events = k_core(as_histories(dataset.events(), config), config.min_user_events, config.min_item_events)
-    catalog = build_catalog(dataset, events["item_id"], config)
-    return Histories(catalog, SequenceStore.from_events(events, catalog), repeated_events(events))
+    if config.min_user_events > 1 or config.min_item_events > 1:
+        events = k_core(as_histories(dataset.events(), config), config.min_user_events, config.min_item_events)
+        catalog = build_catalog(dataset, events["item_id"], config)
+        return Histories(catalog, SequenceStore.from_events(events, catalog), repeated_events(events))
+    ids = dataset.item_ids()["item_id"]
+    catalog = build_catalog(dataset, ids, config)
+    stores, repeated = list[SequenceStore](), 0
+    for part in dataset.parts():
+        events = as_histories(part, config)
+        stores.append(SequenceStore.from_events(events, catalog))
+        repeated += repeated_events(events)
+    store = joined(stores)
+    refuse_too_few(store.num_users, len(ids), store.num_events)
+    return Histories(catalog, store, repeated)
 
 
-def as_histories(events: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
-    """Ordered events whose `user_id` names the history they are of; needs all events of a user, not all users."""
-    kept = collapsed(events) if config.repeats == "collapse" else events
-    if not config.session_gap:
-        return kept
-    return sessions(kept, config.session_gap).with_columns(user_id="session_id")
+def grown_histories(dataset: Dataset, config: PrepareConfig) -> Histories | None:
+    """The histories of `config.extend` with what was appended to the dataset since, equal to `all_histories`.
+
+    None where that would not be exact: another dataset, one whose parts were written anew since, a k-core, in which an
+    event of one user can bring back or keep out events of any other, or histories that are not all events of a user.
+    """
+    if config.extend is None or not keeps_all_events(asdict(config)):
+        return None
+    before = open_prepared(config.extend)
+    counts = before.manifest["counts"]
+    added = added_since(dataset, before.manifest["inputs"][0]["sha256"])
+    if added is None or not keeps_all_events(before.manifest["config"]):
+        return None
+    catalog = build_catalog(dataset, dataset.items()["item_id"], config)  # every item of the events is in it
+    if not any(map(len, added)):
+        return Histories(catalog, before.store, counts["repeated_events"])
+    growth = grown(before.store, added, catalog, dataset.manifest["counts"]["parts"])
+    return Histories(catalog, growth.store, counts["repeated_events"] + growth.more_repeated)
+
+
+def keeps_all_events(settings: Mapping[str, Any]) -> bool:
+    """Whether histories made with these settings, which a manifest may hold, are all events of one user each."""
+    whole = settings["min_user_events"] <= 1 and settings["min_item_events"] <= 1
+    return whole and settings.get("repeats", "keep") == "keep" and not settings.get("session_gap")
 
 
 def k_core(events: pl.DataFrame, min_user_events: int, min_item_events: int) -> pl.DataFrame:
@@ -152,16 +196,17 @@ def k_core(events: pl.DataFrame, min_user_events: int, min_item_events: int) -> 
         )
         if len(kept) == before:
             break
-    users, items = kept["user_id"].n_unique(), kept["item_id"].n_unique()
-    check_core(users, items, len(events), min_user_events, min_item_events)
+    refuse_too_few(
+        kept["user_id"].n_unique(), kept["item_id"].n_unique(), len(events), min_user_events, min_item_events
+    )
     return kept
 
 
-def check_core(users: int, items: int, events: int, min_user_events: int, min_item_events: int) -> None:
-    """Refuses a k-core of so few users and items, of a log of so many `events`."""
+def refuse_too_few(users: int, items: int, num_events: int, min_user_events: int = 1, min_item_events: int = 1) -> None:
+    """Raises where nothing is left to rank or to learn from."""
     if users < 2 or items < 2:
         raise DataError(
-            f"prepare: {users} users and {items} items are left of {events} events with min_user_events="
+            f"prepare: {users} users and {items} items are left of {num_events} events with min_user_events="
             f"{min_user_events} and min_item_events={min_item_events}; at least 2 of each are needed. Lower the "
             "minimums or bring more logs."
         )
@@ -209,13 +254,13 @@ def make_split(store: SequenceStore, dataset: Dataset, config: PrepareConfig) ->
     return split_by_time(store, validation_from, test_from), as_text
 
 
-def instant(text: str) -> int:
-    """Microseconds since 1970 of an ISO date or time; UTC where it names no zone."""
+def instant(text: str, command: str = "prepare") -> int:
+    """Microseconds since 1970 of an ISO date or time; UTC where it names no zone. Errors begin with the command."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(
-            f"prepare: {text!r} is not an ISO date or time such as 2026-03-01 or 2026-03-01T12:00."
+            f"{command}: {text!r} is not an ISO date or time such as 2026-03-01 or 2026-03-01T12:00."
         ) from None
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1_000_000)
 
@@ -227,8 +272,8 @@ def iso(timestamp: int) -> str:
     return f"{np.datetime64(seconds, 's')}{fraction}+00:00"
 
 
-def seen_rule(config: PrepareConfig, repeats: float) -> SeenRule:
+def seen_rule(asked: Literal["auto", "exclude", "keep"], repeats: float) -> SeenRule:
     """What was asked for; with `auto`, seen items are excluded unless users do repeat them."""
-    if config.seen != "auto":
-        return config.seen
+    if asked != "auto":
+        return asked
     return "keep" if repeats >= REPEAT_SHARE_TO_KEEP_SEEN else "exclude"

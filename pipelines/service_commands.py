@@ -87,7 +87,13 @@ def register(
 
 @app.command()
 def serve(
-    bundle: Annotated[str, typer.Argument(help="Bundle folder, or models:/NAME@ALIAS.", show_default=False)],
+    bundle: Annotated[
+        str,
+        typer.Argument(
+            help="Bundle folder, a folder of bundles, or models:/NAME@ALIAS; followed as it changes.",
+            show_default=False,
+        ),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     state: Annotated[
@@ -98,10 +104,9 @@ def serve(
 
     Examples: `recsys serve bundles/sasrec`, `recsys serve models:/recsys@champion --port 8080`
     """
-    from recsys.registry import URI_PREFIX, fetch_bundle
     from serving.run import serve as run
 
-    run(fetch_bundle(bundle) if bundle.startswith(URI_PREFIX) else Path(bundle), host=host, port=port, state=state)
+    run(bundle, host=host, port=port, state=state)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipelines.ingest import IngestConfig, Written, check_alike, read_options
+from pipelines.ingest import IngestConfig, Written, check_alike, read_options, refuse_more_than_allowed
 from pipelines.spark_engine import (
     as_batches,
     numbers_of,
@@ -24,18 +24,19 @@ from pipelines.spark_engine import (
 from recsys.cleaning import (
     CleanRows,
     clean,
+    in_source_order,
     log_counts,
+    one_item_a_row,
     order_events,
     refuse_empty,
     refuse_wrong_unit,
-    validated,
     without_duplicates,
 )
 from recsys.errors import ConfigError, DataError, RecsysError
 from recsys.partitions import num_parts, part_path
 from recsys.readers import read_table
 from recsys.roles import event_roles
-from recsys.schema import Events, Rejected, TimeKind
+from recsys.schema import ROLES, Events, Rejected, TimeKind
 from recsys.source_files import RawTable
 from recsys.timestamps import TimeUnit, guess_unit
 
@@ -44,9 +45,12 @@ if TYPE_CHECKING:
 
 ROWS = (
     "user_id string, item_id string, timestamp long, event_type string, value float, session_id string, "
-    "`#source` string, `#row` long, `#order` long, reason string, content string"
+    "`#source` string, `#row` long, `#line` long, `#order` long, reason string, content string"
 )
-SOURCES = "number long, rows long, roles string, layout string, users_are_lines boolean, unit string, problem string"
+SOURCES = (
+    "number long, rows long, roles string, layout string, told string, users_are_lines boolean, unit string, "
+    "problem string"
+)
 WRITTEN = "number long, counts string"
 GOOD = "reason is null"
 
@@ -58,6 +62,7 @@ class SourcePart:
     path: Path
     roles: dict[str, str]
     layout: str
+    told: str
     rows: int
     first_row: int
     unit: TimeUnit
@@ -71,45 +76,34 @@ class Log:
     time: TimeKind
     time_unit: TimeUnit | None
 
-    def counts(self) -> dict[str, Any]:
-        """What the manifest says of the sources."""
-        layouts = dict(Counter(part.layout for part in self.parts))
-        return {"time_unit": self.time_unit, "roles": self.parts[-1].roles, "layouts": layouts}
-
 
 def ingest_with_spark(sources: Sequence[Path], config: IngestConfig, folder: Path) -> Written:
-    """Writes the parts of all events into `folder / "events"`."""
+    """Writes the parts of all events into the new `folder`."""
     with spark_session(config.master) as session:
         log = _looked_through(session, sources, config)
         rows = session.range(0, len(log.parts), 1, slices(session, len(log.parts)))
         rows = rows.mapInArrow(partial(_cleaned, parts=log.parts, config=config), ROWS).persist()
         rejected = _rejected(rows)
-        accepted = sum(part.rows for part in log.parts) - len(rejected)
-        _refuse(accepted, rejected, log, sources)
+        num_rows = sum(part.rows for part in log.parts)
+        accepted = num_rows - len(rejected)
+        refuse_wrong_unit(num_rows, rejected, log.time_unit)
+        refuse_empty(accepted, rejected, sources)
+        refuse_more_than_allowed(num_rows, rejected, config)
         by_user = rows.filter(GOOD).repartition(tasks_for(session, accepted), "user_id")
         events = by_user.mapInArrow(partial(_arranged, duplicates=config.duplicates), ROWS).persist()
-        places = {str(part.path): number for number, part in enumerate(log.parts)}
-        again = _rejected(events).sort(pl.col("source").replace_strict(places, return_dtype=pl.Int64), "row")
-        item_ids = on_driver(events.filter(GOOD).select("item_id").distinct())
-        parts = num_parts(accepted - len(again))
-        counted = _written_parts(events.filter(GOOD), folder / "events", parts, log.time)
-    everything = Rejected.validate(pl.concat([rejected, again]))
-    counts = _merged_counts(counted, everything, len(item_ids), log.time)
-    return Written(counts | log.counts() | {"parts": parts}, everything, item_ids)
+        repeated = in_source_order(_rejected(events), sources)
+        counts = _written_parts(events.filter(GOOD), folder, num_parts(accepted - len(repeated)), log.time)
+    told = Counter(f"{part.layout}: {part.told}" for part in log.parts if part.told)
+    layouts = dict(Counter(part.layout for part in log.parts))
+    return Written(
+        pl.concat([rejected, repeated]), counts, log.time_unit, log.parts[-1].roles, layouts, recognised=dict(told)
+    )
 
 
 def _rejected(rows: "DataFrame") -> pl.DataFrame:
     """Rows with a reason, in the columns of `Rejected`, partition after partition."""
-    return on_driver(
-        rows.filter(f"not ({GOOD})").selectExpr("`#source` as source", "`#row` as row", "reason", "content")
-    )
-
-
-def _refuse(accepted: int, rejected: pl.DataFrame, log: Log, sources: Sequence[Path]) -> None:
-    """What the Polars engine refuses before it looks at single events."""
-    events = pl.DataFrame({"user_id": pl.repeat(None, accepted, dtype=pl.Null, eager=True)})
-    refuse_wrong_unit(CleanRows(events, rejected), log.time_unit)
-    refuse_empty(CleanRows(events, rejected), sources)
+    names = ("`#source` as source", "`#row` as row", "`#line` as line", "reason", "content")
+    return on_driver(rows.filter(f"not ({GOOD})").selectExpr(*names))
 
 
 def _written_parts(events: "DataFrame", folder: Path, parts: int, time: TimeKind) -> list[dict[str, Any]]:
@@ -138,7 +132,8 @@ def _looked_through(session: "SparkSession", sources: Sequence[Path], config: In
         roles = own
         if unit == "auto" and "timestamp" in roles:
             unit = row["unit"]
-        parts.append(SourcePart(path, roles, row["layout"], row["rows"], rows, "s" if unit == "auto" else unit))
+        known: TimeUnit = "s" if unit == "auto" else unit
+        parts.append(SourcePart(path, roles, row["layout"], row["told"], row["rows"], rows, known))
         rows += row["rows"]
     if "timestamp" not in roles:
         return Log(parts, "order", None)
@@ -152,10 +147,11 @@ def _look(batches: "Batches", sources: list[Path], config: IngestConfig) -> "Res
             table = read_table(sources[number], config.format, read_options(config))
             roles = event_roles(table.columns, config.mapping, str(sources[number]))
             unit = guess_unit(table.frame[roles["timestamp"]]) if "timestamp" in roles else "auto"
-            found = (len(table.frame), json.dumps(roles), table.layout, table.users_are_lines, unit, "")
+            rows = len(one_item_a_row(table, roles["item_id"]).frame)
+            found = (rows, json.dumps(roles), table.layout, table.told_by, table.users_are_lines, unit, "")
         except RecsysError as error:
-            found = (0, "{}", "", False, "auto", json.dumps([type(error).__name__, str(error)]))
-        names = ("rows", "roles", "layout", "users_are_lines", "unit", "problem")
+            found = (0, "{}", "", "", False, "auto", json.dumps([type(error).__name__, str(error)]))
+        names = ("rows", "roles", "layout", "told", "users_are_lines", "unit", "problem")
         yield from as_batches(pl.DataFrame([{"number": number, **dict(zip(names, found, strict=True))}]), SOURCES)
 
 
@@ -187,7 +183,7 @@ def _arranged(batches: "Batches", duplicates: str) -> "Results":
 
 def _with_rejected(rows: CleanRows) -> pl.DataFrame:
     """Events and rejected rows in one table of the columns of `ROWS`."""
-    rejected = rows.rejected.rename({"source": "#source", "row": "#row"})
+    rejected = rows.rejected.rename({"source": "#source", "row": "#row", "line": "#line"})
     return pl.concat([rows.events, rejected], how="diagonal")
 
 
@@ -197,26 +193,6 @@ def _write_parts(batches: "Batches", folder: Path, time: TimeKind) -> "Results":
     if rows is None:
         return
     for (number,), events in rows.partition_by("part", as_dict=True).items():
-        done = validated(CleanRows(order_events(events), Rejected.create_empty()))
+        done = CleanRows(Events.validate(order_events(events).select(ROLES)), Rejected.create_empty())
         write_whole(done.events, part_path(folder, int(number)))
         yield from as_batches(pl.DataFrame([{"number": number, "counts": json.dumps(log_counts(done, time))}]), WRITTEN)
-
-
-def _merged_counts(parts: list[dict[str, Any]], rejected: pl.DataFrame, items: int, time: TimeKind) -> dict[str, Any]:
-    """`log_counts` of a log from those of its parts, which share no user."""
-    events = sum(part["accepted"] for part in parts)
-    sums = {name: sum(part[name] for part in parts) for name in ("users", "tied_events", "repeated_events")}
-    return {
-        "rows": events + len(rejected),
-        "accepted": events,
-        "rejected": dict(Counter(rejected["reason"]).most_common()),
-        "users": sums["users"],
-        "items": items,
-        "time": time,
-        "first_timestamp": min(part["first_timestamp"] for part in parts),
-        "last_timestamp": max(part["last_timestamp"] for part in parts),
-        "tied_events": sums["tied_events"],
-        "repeated_events": sums["repeated_events"],
-        "tied_share": round(sums["tied_events"] / events, 6),
-        "repeat_share": round(sums["repeated_events"] / events, 6),
-    }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from pipelines.prepare import Histories, PrepareConfig, as_histories, build_catalog, check_core
+from pipelines.prepare import Histories, PrepareConfig, as_histories, build_catalog, refuse_too_few
 from pipelines.spark_engine import as_batches, on_driver, partition_id, spark_session, tasks_for, whole, write_whole
 from recsys.catalog import Catalog
 from recsys.cleaning import repeated_events
@@ -104,7 +104,7 @@ def _core(events: "DataFrame", config: PrepareConfig, scratch: Path) -> "DataFra
             kept = kept.join(pairs.select(key).distinct(), key, "left_semi")
         kept = kept.select(*events.columns).persist()
     users, items = (kept.select(key).distinct().count() for key in least)
-    check_core(users, items, total, config.min_user_events, config.min_item_events)
+    refuse_too_few(users, items, total, config.min_user_events, config.min_item_events)
     return kept
 
 

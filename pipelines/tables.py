@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from pipelines.backtest_results import HITS, NDCG, Backtest
 from pipelines.estimate import PolicyEstimate
 from pipelines.evaluate import Evaluation, table_rows
+from pipelines.experiment import Experiment
 from pipelines.exposed import UNITS
 from recsys.clicks import NEGATIVES
 from recsys.comparison import Difference
@@ -87,6 +89,50 @@ def estimate_table(result: PolicyEstimate) -> Table:
             "" if entry.estimator == LOGGED else f"{entry.difference:+.4f}",
             "" if entry.estimator == LOGGED else f"{least:+.4f} to {most:+.4f}",
         )
+    return table
+
+
+def backtest_table(result: Backtest) -> Table:
+    """One row a policy or floor, over all periods after the first."""
+    first, last = result.periods[0].start, result.periods[-1].start
+    table = Table(
+        title=f"{result.overall[0].cases} cases after the first period, of {result.num_periods} from {first} to {last}",
+        caption="New items: targets that the model in charge was not taught. Floors are counted before every period.",
+    )
+    for column in ("trained again", NDCG, HITS, "new items", "seconds of training"):
+        table.add_column(column, justify="left" if column == "trained again" else "right")
+    best = {NDCG: max(row.ndcg for row in result.overall), HITS: max(row.hit_rate for row in result.overall)}
+    for row in result.overall:
+        table.add_row(
+            f"{row.name} (floor)" if row.name in result.floors else row.name,
+            cell(row.ndcg, best[NDCG]),
+            cell(row.hit_rate, best[HITS]),
+            f"{row.new_item_share:.1%}",
+            f"{row.training_seconds:.1f}",
+        )
+    return table
+
+
+def experiment_table(result: Experiment) -> Table:
+    """One row a variant and metric."""
+    table = Table(title=f"against {result.base}, users as units, {'one look' if result.plan.once else 'any look'}")
+    names = ("variant", "metric", "users", result.base, "variant's", "difference", "95 % interval", "p, corrected")
+    for column in (*names, "CUPED saved"):
+        table.add_column(column, justify="left" if column in {"variant", "metric"} else "right")
+    for name, effects in result.effects.items():
+        for entry in effects:
+            low, high = entry.deciding_interval
+            table.add_row(
+                name,
+                entry.metric,
+                f"{entry.users[0]} + {entry.users[1]}",
+                figure(entry.mean_base),
+                figure(entry.mean_variant),
+                f"{entry.difference:+.4f}",
+                f"{low:+.4f} to {high:+.4f}",
+                f"{entry.adjusted:.4f}",
+                f"{entry.saved:.0%}",
+            )
     return table
 
 

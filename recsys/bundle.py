@@ -136,7 +136,7 @@ def open_bundle(folder: Path) -> Bundle:
     over_features = ITEM_READER in manifest["files"]
     return Bundle(
         folder=folder,
-        version=sha256(folder / MANIFEST)[:12],
+        version=bundle_version(folder),
         card=ModelCard(**card | {"sentences": SentenceCard(**card["sentences"]) if card.get("sentences") else None}),
         catalog=Catalog.load(folder / "catalog.parquet"),
         items=pl.read_parquet(folder / "items.parquet"),
@@ -150,6 +150,11 @@ def open_bundle(folder: Path) -> Bundle:
         metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
         manifest=manifest,
     )
+
+
+def bundle_version(folder: Path) -> str:
+    """What a bundle is called: the first digits of its manifest's SHA-256."""
+    return sha256(folder / MANIFEST)[:12]
 
 
 def save_sentences(path: Path, sentences: ItemSentences) -> None:

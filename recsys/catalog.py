@@ -29,17 +29,21 @@ class Catalog:
     @classmethod
     def from_ids(cls, item_ids: Iterable[str]) -> "Catalog":
         """A first catalogue: rows in sorted order of the distinct ids."""
-        return cls(pl.Series("item_id", list(item_ids), dtype=pl.String).unique().sort())
+        ids = item_ids if isinstance(item_ids, pl.Series) else list(item_ids)
+        return cls(pl.Series("item_id", ids, dtype=pl.String).unique().sort())
 
     def extended(self, item_ids: Iterable[str]) -> "Catalog":
         """With new ids appended (sorted among themselves); known ones keep their rows, tombstones wake up."""
-        asked = pl.Series("item_id", list(item_ids), dtype=pl.String).unique().sort()
+        ids = item_ids if isinstance(item_ids, pl.Series) else list(item_ids)
+        asked = pl.Series("item_id", ids, dtype=pl.String).unique().sort()
         new = asked.filter(~asked.is_in(self.item_ids.implode()))
-        return Catalog(pl.concat([self.item_ids, new]), self.retired - set(asked))
+        return Catalog(pl.concat([self.item_ids, new]), self.retired - set(asked) if self.retired else self.retired)
 
     def without(self, item_ids: Iterable[str]) -> "Catalog":
         """With tombstones on `item_ids`: their rows stay, and no answer may hold them."""
         gone = frozenset(item_ids)
+        if not gone:
+            return self
         if unknown := sorted(gone - self.rows.keys()):
             raise DataError(f"catalogue: cannot retire {unknown[:3]}: not in the catalogue of {self.num_items} items.")
         return Catalog(self.item_ids, self.retired | gone)

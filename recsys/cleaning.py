@@ -4,17 +4,19 @@ rows = accepted + rejected, always: a row is either in the events or in the reje
 of `REASONS` that holds.
 """
 
+import ast
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError, GateError
+from recsys.partitions import in_order
 from recsys.schema import ROLES, Events, Rejected, TimeKind
-from recsys.source_files import PROBLEM, ROW, RawTable, as_integers
+from recsys.source_files import LINE, PROBLEM, ROW, RawTable, as_integers
 from recsys.timestamps import EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE, TimeUnit, to_microseconds
 
 MISSING_USER = "missing user_id"
@@ -26,10 +28,12 @@ BAD_VALUE = "value is not a number"
 DUPLICATE = "duplicate"
 REASONS = (MISSING_USER, MISSING_ITEM, MISSING_TIME, BAD_TIME, IMPLAUSIBLE_TIME, BAD_VALUE, DUPLICATE)
 
+LIST_TEXT = r"^\s*\[.*\]\s*$"
+
 SOURCE = "#source"
 ORDER = "#order"
 REASON = "#reason"
-BOOKKEEPING = (SOURCE, ROW, ORDER)
+BOOKKEEPING = (SOURCE, ROW, LINE, ORDER)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ def clean(table: RawTable, roles: Mapping[str, str], unit: TimeUnit, first_order
 
     Without a timestamp role the row's place in source order, counted from 1 over all sources, is its timestamp.
     """
+    table = one_item_a_row(table, roles["item_id"])
     rows = _typed(table, roles, unit, first_order)
     good = rows[REASON].is_null()
     events = rows.filter(good).select(*ROLES, *BOOKKEEPING)
@@ -53,11 +58,43 @@ def clean(table: RawTable, roles: Mapping[str, str], unit: TimeUnit, first_order
     return CleanRows(events=events, rejected=rejected)
 
 
+def one_item_a_row(table: RawTable, column: str) -> RawTable:
+    """A row an item where the column holds lists, or nothing but texts of lists (JSON or Python literals)."""
+    values = table.frame[column]
+    if values.dtype == pl.String and values.is_not_null().any() and values.drop_nulls().str.contains(LIST_TEXT).all():
+        lists = pl.Series([_entries(text) for text in values], dtype=pl.List(pl.String))
+    elif isinstance(values.dtype, pl.List) and not values.dtype.inner.is_nested():
+        lists = values.cast(pl.List(pl.String))
+    else:
+        return table
+    frame = table.frame.with_columns(lists.alias(column)).explode(column, empty_as_null=True, keep_nulls=True)
+    return replace(table, frame=frame)
+
+
+def _entries(text: str | None) -> list[str | None]:
+    """What a list in a cell holds; the text itself where it is none after all."""
+    if text is None:
+        return []
+    try:
+        entries = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return [text]
+    return [None if entry is None else str(entry) for entry in entries] if isinstance(entries, list) else [text]
+
+
+def no_rows() -> CleanRows:
+    """Rows of no source."""
+    events = Events.create_empty().select(ROLES)
+    bookkeeping = {SOURCE: pl.String, ROW: pl.Int64, LINE: pl.Int64, ORDER: pl.Int64}
+    return CleanRows(
+        events=events.with_columns(pl.lit(None, kind).alias(name) for name, kind in bookkeeping.items()),
+        rejected=Rejected.create_empty(),
+    )
+
+
 def order_events(events: pl.DataFrame) -> pl.DataFrame:
     """By (user_id, timestamp, source order); stable, and users in the order of their ids' UTF-8 bytes."""
-    users = pl.Enum(events["user_id"].unique().sort())
-    rank = pl.col("user_id").cast(users).to_physical()
-    return events.sort(rank, "timestamp", ORDER, maintain_order=True)
+    return in_order(events, ORDER)
 
 
 def without_duplicates(events: pl.DataFrame) -> CleanRows:
@@ -107,15 +144,41 @@ def log_counts(rows: CleanRows, time: TimeKind) -> dict[str, Any]:
         "last_timestamp": events["timestamp"].max(),
         "tied_events": tied,
         "repeated_events": repeated,
-        "tied_share": round(tied / len(events), 6),
-        "repeat_share": round(repeated / len(events), 6),
+        "tied_share": round(tied / max(1, len(events)), 6),
+        "repeat_share": round(repeated / max(1, len(events)), 6),
     }
 
 
-def refuse_empty(rows: CleanRows, sources: Sequence[Path]) -> None:
+def summed_counts(parts: Sequence[Mapping[str, Any]], rejected: pl.DataFrame, items: int) -> dict[str, Any]:
+    """Counts of `log_counts` of a whole log, from those of its parts, which share no user."""
+    added = {
+        name: sum(part[name] for part in parts) for name in ("accepted", "users", "tied_events", "repeated_events")
+    }
+    first = [part["first_timestamp"] for part in parts if part["accepted"]]
+    last = [part["last_timestamp"] for part in parts if part["accepted"]]
+    return {
+        "rows": added["accepted"] + len(rejected),
+        **added,
+        "rejected": dict(Counter(rejected["reason"]).most_common()),
+        "items": items,
+        "time": parts[0]["time"],
+        "first_timestamp": min(first),
+        "last_timestamp": max(last),
+        "tied_share": round(added["tied_events"] / added["accepted"], 6),
+        "repeat_share": round(added["repeated_events"] / added["accepted"], 6),
+    }
+
+
+def in_source_order(rejected: pl.DataFrame, sources: Sequence[Path]) -> pl.DataFrame:
+    """Rejected rows by source and row."""
+    order = {str(source): place for place, source in enumerate(sources)}
+    places = rejected["source"].replace_strict(list(order), list(order.values()), return_dtype=pl.Int64)
+    return rejected.with_columns(places.alias("#place")).sort("#place", "row", maintain_order=True).drop("#place")
+
+
+def refuse_empty(num_events: int, rejected: pl.DataFrame, sources: Sequence[Path]) -> None:
     """Raises where no row became an event, with the commonest reason and one example."""
-    rejected = rows.rejected
-    if len(rows.events):
+    if num_events:
         return
     where = str(sources[0]) if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
     if rejected.is_empty():
@@ -128,15 +191,42 @@ def refuse_empty(rows: CleanRows, sources: Sequence[Path]) -> None:
     )
 
 
-def refuse_wrong_unit(rows: CleanRows, unit: TimeUnit | None) -> None:
+def most_rejected(limit: str, rows: int) -> float:
+    """How many of `rows` rows `limit` allows to be rejected: a share such as `1%`, or a number."""
+    text = limit.strip()
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = -1
+    if not 0 <= number < float("inf") or (text.endswith("%") and number > 100):
+        raise ConfigError(f"--max-rejected {limit}: expected a share such as 1% or a number of rows such as 100.")
+    return number / 100 * rows if text.endswith("%") else number
+
+
+def refuse_too_many(rejected: pl.DataFrame, rows: int, limit: str, kept: Path) -> None:
+    """Raises where more of a log's `rows` rows are no events than `limit` allows; all of them are then in `kept`."""
+    if len(rejected) <= most_rejected(limit, rows):
+        return
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    rejected.write_parquet(kept)
+    reason, count = Counter(rejected["reason"]).most_common(1)[0]
+    example = rejected.filter(pl.col("reason") == reason).row(0, named=True)
+    line = f"row {example['row']}" if example["line"] is None else f"line {example['line']}"
+    raise GateError(
+        f"{len(rejected)} of {rows} rows are no events, more than --max-rejected {limit} allows; {count} of them for: "
+        f"{reason} ({example['source']}, {line}: {example['content'][:120]}). All are in {kept}; mend the logs, or "
+        "raise the limit."
+    )
+
+
+def refuse_wrong_unit(num_rows: int, rejected: pl.DataFrame, unit: TimeUnit | None) -> None:
     """Raises where most rows were rejected for an implausible time, which is what a wrong `unit` makes of a log."""
-    odd = rows.rejected.filter(pl.col("reason") == IMPLAUSIBLE_TIME)
-    total = len(rows.events) + len(rows.rejected)
-    if 2 * len(odd) <= total:
+    odd = rejected.filter(pl.col("reason") == IMPLAUSIBLE_TIME)
+    if 2 * len(odd) <= num_rows:
         return
     example = odd.row(0, named=True)
     raise DataError(
-        f"{example['source']}: times of {len(odd)} of {total} rows, read with --time-unit {unit}, lie outside the "
+        f"{example['source']}: times of {len(odd)} of {num_rows} rows, read with --time-unit {unit}, lie outside the "
         f"years 1900 to 2261 (row {example['row']}: {example['content'][:120]}); name the right --time-unit."
     )
 
@@ -165,7 +255,11 @@ def _typed(table: RawTable, roles: Mapping[str, str], unit: TimeUnit, first_orde
         .then(pl.lit(BAD_VALUE))
     )
     return frame.with_columns(
-        pl.lit(str(table.path)).alias(SOURCE), table.frame[ROW], order.alias(ORDER), reason.alias(REASON)
+        pl.lit(str(table.path)).alias(SOURCE),
+        table.frame[ROW],
+        table.lines().alias(LINE),
+        order.alias(ORDER),
+        reason.alias(REASON),
     )
 
 
@@ -217,4 +311,4 @@ def _content(rows: pl.DataFrame) -> pl.Series:
 
 
 def _rejected(rows: pl.DataFrame, content: pl.Series) -> pl.DataFrame:
-    return rows.select(source=SOURCE, row=ROW, reason=REASON).with_columns(content=content)
+    return rows.select(source=SOURCE, row=ROW, line=LINE, reason=REASON).with_columns(content=content)

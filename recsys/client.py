@@ -43,6 +43,7 @@ class Ask:
 
     history: Sequence[str] | None = None
     user_id: str | None = None
+    session_id: str | None = None
     k: int = 10
     exclude_seen: bool | None = None
     exclude: Sequence[str] = ()
@@ -58,12 +59,17 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One interaction; `timestamp` is microseconds since 1970-01-01 UTC, None for now."""
+    """One interaction; `timestamp` is microseconds since 1970-01-01 UTC, None for now; `request_id` names the answer
+    that it followed.
+    """
 
     user_id: str
     item_id: str
     timestamp: int | None = None
     event_id: str | None = None
+    event_type: str | None = None
+    value: float | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +129,7 @@ class Recommendations(Read):
 
     request_id: str
     model_version: str
+    variant: str
     items: list[RecommendedItem]
     next: str | None
     source: str
@@ -194,6 +201,13 @@ class RankerVersion(Read):
 class Model(Read):
     """One bundle that answers."""
 
+    variant: str
+    source: str
+    share: float
+    shadow: bool
+    since: str
+    previous: str | None
+    refused: str | None
     bundle: str
     model: str
     items: int

@@ -7,6 +7,7 @@ LOG/outcomes/part-*.parquet   one row an event that clients sent: `Outcomes`
 Parts appear by one rename, so whatever is there can be read. docs/exposures.md says what the columns mean.
 """
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,7 @@ def join_outcomes(
     """
     shown = _shown(exposures)
     counted = outcomes if attribution.event_types is None else outcomes.filter(_is_of(attribution.event_types))
-    credited = pl.concat([_named(shown, counted, attribution.window), _latest(shown, counted, attribution.window)])
+    credited = _credited(shown, counted, attribution.window)
     gathered = credited.group_by("impression").agg(
         pl.len().cast(pl.Int32).alias("outcomes"),
         pl.col("outcome_timestamp").min(),
@@ -161,6 +162,31 @@ def join_outcomes(
 def read_impressions(folder: Path, attribution: Attribution = Attribution(), until: int | None = None) -> pl.DataFrame:
     """The log of a folder, joined."""
     return join_outcomes(read_exposures(folder), read_outcomes(folder), attribution, until)
+
+
+def erase_user(folder: Path, user_id: str) -> int:
+    """Takes a user out of all parts of a log, each replaced by one rename; how many rows there were.
+
+    One process at a time.
+    """
+    erased = 0
+    for kind in SCHEMAS:
+        for part in log_parts(folder, kind):
+            theirs = pl.read_parquet(part, columns=["user_id"])["user_id"].eq_missing(user_id)
+            if theirs.any():
+                write_part(pl.read_parquet(part).filter(~theirs), part)
+                erased += int(theirs.sum())
+    return erased
+
+
+def write_part(rows: pl.DataFrame, part: Path) -> None:
+    """Whole or not at all, whatever happens to the process or the machine."""
+    unfinished = part.with_name(f".{part.name}")
+    with unfinished.open("wb") as file:
+        rows.write_parquet(file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(part)
 
 
 def _read(folder: Path, kind: Kind) -> pl.DataFrame:
@@ -190,25 +216,27 @@ def _is_of(event_types: Collection[str]) -> pl.Expr:
     return pl.col("event_type").is_in(list(event_types))
 
 
-def _named(shown: pl.DataFrame, outcomes: pl.DataFrame, window: int) -> pl.DataFrame:
-    """Credits of events that name their request; clocks may put them before it."""
-    events = outcomes.filter(pl.col("request_id").is_not_null())
-    found = shown.select("impression", "request_id", "item_id", "timestamp", shown_to="user_id").join(
-        events.select("request_id", "item_id", "user_id", "value", outcome_timestamp="timestamp"),
-        on=["request_id", "item_id"],
-    )
+def _credited(shown: pl.DataFrame, outcomes: pl.DataFrame, window: int) -> pl.DataFrame:
+    """Of each event that belongs to something shown: the numbers of both, its time and value."""
+    events = outcomes.with_row_index("outcome").with_columns(outcome_timestamp=pl.col("timestamp"))
+    named, other = (events.filter(pl.col("request_id").is_null() != names) for names in (True, False))
+    columns = ("impression", "outcome", "outcome_timestamp", "value")
+    return pl.concat([_named(shown, named, window).select(columns), _latest(shown, other, window).select(columns)])
+
+
+def _named(shown: pl.DataFrame, events: pl.DataFrame, window: int) -> pl.DataFrame:
+    """Events that name their request; clocks may put them before it."""
+    answers = shown.select("impression", "request_id", "item_id", shown_at="timestamp", shown_to="user_id")
     same_user = pl.col("shown_to").is_null() | (pl.col("shown_to") == pl.col("user_id"))
-    in_time = pl.col("outcome_timestamp") - pl.col("timestamp") <= window
-    return found.filter(same_user & in_time).select("impression", "outcome_timestamp", "value")
+    in_time = pl.col("outcome_timestamp") - pl.col("shown_at") <= window
+    return answers.join(events, on=["request_id", "item_id"]).filter(same_user & in_time)
 
 
-def _latest(shown: pl.DataFrame, outcomes: pl.DataFrame, window: int) -> pl.DataFrame:
-    """Credits of all other events."""
-    events = outcomes.filter(pl.col("request_id").is_null())
-    found = (
+def _latest(shown: pl.DataFrame, events: pl.DataFrame, window: int) -> pl.DataFrame:
+    """All other events."""
+    return (
         events
-        .select("user_id", "item_id", "value", "timestamp", outcome_timestamp="timestamp")
-        .sort("timestamp")
+        .sort("timestamp", maintain_order=True)
         .join_asof(
             shown.select("impression", "user_id", "item_id", "timestamp").sort("timestamp", maintain_order=True),
             on="timestamp",
@@ -217,8 +245,8 @@ def _latest(shown: pl.DataFrame, outcomes: pl.DataFrame, window: int) -> pl.Data
             tolerance=window,
             check_sortedness=False,
         )
+        .filter(pl.col("impression").is_not_null())
     )
-    return found.filter(pl.col("impression").is_not_null()).select("impression", "outcome_timestamp", "value")
 
 
 def _end(exposures: pl.DataFrame, outcomes: pl.DataFrame) -> int:

@@ -1,5 +1,7 @@
 """Item attributes: one row an item, `title` as text, `categories` as a list, everything else as text."""
 
+import ast
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from recsys.source_files import PROBLEM, RawTable, as_integers
 
 NO_CATEGORY = "(no genres listed)"
 CATEGORY_DELIMITER = "|"
+EXAMPLES = 10
 
 
 def sibling_item_table(sources: Sequence[Path]) -> Path | None:
@@ -53,17 +56,39 @@ def read_items(table: RawTable, mapping: Mapping[str, str]) -> tuple[pl.DataFram
 
 
 def all_items(seen: pl.DataFrame, table: pl.DataFrame | None) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Every item of the events (`seen`: column `item_id`) or of the table, by item_id, and how the two match."""
+    """Every item of the events (`seen`: column `item_id`) or of the table, by item_id, and how the two match.
+
+    An item has attributes where at least one is there.
+    """
     if table is None:
         return Items.validate(seen.sort("item_id")), {}
     items = table.join(seen, on="item_id", how="full", coalesce=True).sort("item_id")
-    matched = len(seen.join(table, on="item_id", how="semi"))
     Items.validate(items.select("item_id"))
+    has_any = pl.any_horizontal(pl.exclude("item_id").is_not_null()) if table.width > 1 else pl.lit(value=False)
+    described = items.filter(has_any).select("item_id")
+    without = seen.join(described, on="item_id", how="anti").sort("item_id")["item_id"]
+    unseen = described.join(seen, on="item_id", how="anti")["item_id"]
     return items, {
-        "items_with_attributes": matched,
-        "items_without_attributes": len(seen) - matched,
-        "attributes_without_events": len(table) - matched,
+        "items_with_attributes": len(seen) - len(without),
+        "items_without_attributes": len(without),
+        "attributes_without_events": len(unseen),
+        "examples_without_attributes": without.head(EXAMPLES).to_list(),
+        "examples_without_events": unseen.head(EXAMPLES).to_list(),
     }
+
+
+def described_items(known: pl.DataFrame, table: pl.DataFrame | None) -> pl.DataFrame:
+    """What is known of items, with the rows of a later table in place of the earlier ones."""
+    if table is None:
+        return known
+    earlier = known.join(table, on="item_id", how="anti")
+    lists = {name for frame in (known, table) for name, kind in frame.schema.items() if isinstance(kind, pl.List)}
+    return pl.concat([_with_lists(frame, lists) for frame in (table, earlier)], how="diagonal")
+
+
+def _with_lists(table: pl.DataFrame, names: set[str]) -> pl.DataFrame:
+    columns = [name for name in table.columns if name in names and not isinstance(table.schema[name], pl.List)]
+    return table.with_columns(as_categories(table[name]) for name in columns)
 
 
 def as_text(values: pl.Series) -> pl.Series:
@@ -78,6 +103,7 @@ def as_text(values: pl.Series) -> pl.Series:
         values = as_integers(values.fill_nan(None))
     if values.dtype != pl.String:
         return values.cast(pl.String)
+    values = _literals_as_json(values)
     is_list = _is_json_list(values)
     if is_list.any():
         values = values.zip_with(~is_list, _json_strings(values.set(~is_list, None)).list.join(", "))
@@ -89,7 +115,9 @@ def as_categories(values: pl.Series) -> pl.Series:
     if _is_flat_list(values):
         names = values.cast(pl.List(pl.String))
     else:
-        texts = _as_json(values) if values.dtype.is_nested() else _blank_is_null(values.cast(pl.String))
+        texts = (
+            _as_json(values) if values.dtype.is_nested() else _literals_as_json(_blank_is_null(values.cast(pl.String)))
+        )
         is_list = _is_json_list(texts)
         names = texts.str.split(CATEGORY_DELIMITER)
         if is_list.any():
@@ -117,6 +145,22 @@ def _is_json_list(texts: pl.Series) -> pl.Series:
     compact = json_texts(texts)
     outside = compact.str.replace_all(JSON_STRING, "")
     return outside.str.contains(r"^[\[\],]+$").fill_null(value=False)
+
+
+def _literals_as_json(texts: pl.Series) -> pl.Series:
+    """Python literals of lists of texts as JSON; everything else as it is."""
+    odd = (texts.str.starts_with("[") & texts.str.contains("'", literal=True)).fill_null(value=False)
+    odd &= json_texts(texts).is_null()
+    if not odd.any():
+        return texts
+    return texts.scatter(odd.arg_true(), pl.Series([_as_json_text(text) for text in texts.filter(odd)]))
+
+
+def _as_json_text(text: str) -> str:
+    try:
+        return json.dumps(ast.literal_eval(text.strip()), ensure_ascii=False)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return text
 
 
 def _json_strings(texts: pl.Series) -> pl.Series:

@@ -5,21 +5,24 @@ Text formats come out as text columns, so a column of mixed types cannot break r
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from tokenize import TokenError
+from typing import Literal, NamedTuple, get_args
+from urllib.parse import unquote
 
 import numpy as np
 import polars as pl
 
 from recsys.errors import ConfigError, DataError
+from recsys.json_files import is_json_of_lines, is_list_of_objects, read_json, read_jsonl
 from recsys.roles import looks_like_log
-from recsys.sequence_files import json_texts, read_lists_by_user, read_sequences
+from recsys.sequence_files import read_sequences
 from recsys.source_files import (
     BAD_FIELD_COUNT,
-    PROBLEM,
+    LINE,
     ROW,
     RawTable,
     ReadOptions,
@@ -27,7 +30,6 @@ from recsys.source_files import (
     plain_suffix,
     read_bytes,
     read_text,
-    text_lines,
     with_rows,
 )
 
@@ -49,37 +51,59 @@ MOVIELENS_COLUMNS = {
 }
 END_OF_ROW = "\x1e"
 UNIT_SEPARATOR = "\x1f"
-BAD_JSON = "not a JSON object"
 WINDOWS = "item_id_list"
-LINES_SEARCHED_FOR_KEYS = 10_000
+
+
+class Recognised(NamedTuple):
+    """The format of a file, and what told it."""
+
+    format: SourceFormat
+    reason: str
 
 
 def read_table(path: Path, source_format: SourceFormat, options: ReadOptions) -> RawTable:
-    """All rows of one source file."""
-    if source_format == "auto":
-        source_format = detect_format(path, options.encoding)
-    return READERS[source_format](path, options)
+    """All rows of one source file; `key=value` folders above it (hive partitions) become columns that it lacks."""
+    found = recognise(path, options.encoding) if source_format == "auto" else Recognised(source_format, "")
+    table = READERS[found.format](path, options)
+    keys = {name: value for name, value in partition_keys(path).items() if name not in table.columns}
+    frame = table.frame.with_columns(pl.lit(value).alias(name) for name, value in keys.items())
+    return replace(table, frame=frame, told_by=found.reason)
 
 
-def detect_format(path: Path, encoding: str = "utf-8") -> SourceFormat:
+def partition_keys(path: Path) -> dict[str, str]:
+    """Names and values of the `key=value` folders that `path` lies in."""
+    matches = [re.fullmatch(r"([A-Za-z_]\w*)=(.*)", folder) for folder in path.parts[:-1]]
+    return {match[1]: unquote(match[2]) for match in matches if match}
+
+
+def recognise(path: Path, encoding: str = "utf-8") -> Recognised:
     """By suffix; for other names by the first line: JSON, `::`, delimiters, or blanks (sequences)."""
-    if known := FORMAT_OF_SUFFIX.get(plain_suffix(path)):
-        return known
+    suffix = plain_suffix(path)
+    if known := FORMAT_OF_SUFFIX.get(suffix):
+        return Recognised(known, f"the name ends in {suffix}")
     line = first_line(path).strip()
-    if plain_suffix(path) == ".json" and _spans_lines(line) and _is_keyed(_whole_object(path, encoding)):
-        return "json"
     if line[:1] in {"{", "["}:
-        return "jsonl" if line.startswith("{") else "sequences"
+        return _recognised_json(path, line, encoding)
     if MOVIELENS_DELIMITER in line:
-        return "movielens"
-    if any(delimiter in line for delimiter in DELIMITERS) or looks_like_log(line.split()):
-        return "csv"
+        return Recognised("movielens", "'::' parts the first line")
+    if delimiter := next((delimiter for delimiter in DELIMITERS if delimiter in line), None):
+        return Recognised("csv", f"{delimiter!r} parts the first line")
+    if looks_like_log(line.split()):
+        return Recognised("csv", "the first line names a user and an item column")
     if " " in line:
-        return "sequences"
+        return Recognised("sequences", "blanks part the first line")
     raise DataError(
         f"{path}: cannot tell its format from the first line {line[:60]!r}; "
         f"name it with --format ({', '.join(get_args(SourceFormat)[1:])})."
     )
+
+
+def _recognised_json(path: Path, line: str, encoding: str) -> Recognised:
+    if line.startswith("[") and not is_list_of_objects(line):
+        return Recognised("sequences", "the first line is a list")
+    if is_json_of_lines(path, line, encoding, keyed=plain_suffix(path) == ".json"):
+        return Recognised("jsonl", "the first line is an object")
+    return Recognised("json", "an object or list goes over the whole file")
 
 
 def read_csv(path: Path, options: ReadOptions) -> RawTable:
@@ -89,14 +113,16 @@ def read_csv(path: Path, options: ReadOptions) -> RawTable:
     """
     text = read_text(path, options.encoding)
     header, _, body = text.lstrip(b"\n").partition(b"\n")
+    lines_before = len(text) - len(text.lstrip(b"\n")) + 1
     delimiter = options.delimiter or sniff_delimiter(header.decode())
     fields = _header_fields(header.decode(), delimiter)
     if options.columns:
-        _check_width(path, options.columns, fields, delimiter)
-        names, body = list(options.columns), text
+        _check_width(path, options, fields, delimiter)
+        names, body, lines_before = list(options.columns), text, 0
     else:
         names = _header_names(path, fields)
-    return _delimited_table(path, body, names, delimiter, quoted=delimiter != "\t", layout="csv")
+    table = _delimited_table(path, body, names, delimiter, quoted=delimiter != "\t", layout="csv")
+    return _with_lines(table, lines_before, body)
 
 
 def sniff_delimiter(line: str) -> str:
@@ -118,8 +144,9 @@ def read_movielens(path: Path, options: ReadOptions) -> RawTable:
             f"{path}: the first line has {len(fields)} fields between {delimiter!r}; ratings have 4. "
             "Name the fields with --columns."
         )
-    _check_width(path, names, fields, delimiter)
-    return _delimited_table(path, text, list(names), delimiter, quoted=False, layout="movielens")
+    _check_width(path, replace(options, columns=tuple(names)), fields, delimiter)
+    table = _delimited_table(path, text, list(names), delimiter, quoted=False, layout="movielens")
+    return replace(table, lines_before=0)
 
 
 def read_recbole(path: Path, options: ReadOptions) -> RawTable:
@@ -127,7 +154,8 @@ def read_recbole(path: Path, options: ReadOptions) -> RawTable:
 
     A file of histories with their next item (`item_id_list`) is a log where it has one row a user, and no other way.
     """
-    header, _, body = read_text(path, options.encoding).lstrip(b"\n").partition(b"\n")
+    text = read_text(path, options.encoding)
+    header, _, body = text.lstrip(b"\n").partition(b"\n")
     fields = [field.rpartition(":") for field in header.decode().split("\t")]
     if not all(name and kind in {"token", "token_seq", "float", "float_seq"} for name, _, kind in fields):
         raise DataError(
@@ -139,7 +167,9 @@ def read_recbole(path: Path, options: ReadOptions) -> RawTable:
     lists = [name for name, _, kind in fields if kind.endswith("_seq")]
     split = pl.col(lists).str.split(" ").list.filter(pl.element() != "")
     frame = table.frame.with_columns(split)
-    return RawTable(path=path, layout="recbole", frame=_whole_histories(path, frame) if WINDOWS in names else frame)
+    lines_before = len(text) - len(text.lstrip(b"\n")) + 1
+    rows = _whole_histories(path, frame) if WINDOWS in names else frame
+    return RawTable(path=path, layout="recbole", frame=rows, lines_before=lines_before)
 
 
 def _whole_histories(path: Path, rows: pl.DataFrame) -> pl.DataFrame:
@@ -151,87 +181,6 @@ def _whole_histories(path: Path, rows: pl.DataFrame) -> pl.DataFrame:
         )
     whole = rows.with_columns(pl.concat_list(WINDOWS, "item_id").alias("item_id")).drop(WINDOWS)
     return whole.explode("item_id", empty_as_null=True, keep_nulls=True)
-
-
-def read_jsonl(path: Path, options: ReadOptions) -> RawTable:
-    """One JSON object a line; columns are the keys of the first 10,000 lines, nested values stay JSON text."""
-    lines = text_lines(read_text(path, options.encoding))
-    good = json_texts(lines).str.starts_with("{").fill_null(value=False)
-    if not good.any():
-        raise DataError(f"{path}: no line is a JSON object (first: {lines[0][:60]!r}); check --format.")
-    objects = _joined(lines.filter(good))
-    searched = _joined(lines.filter(good).head(LINES_SEARCHED_FOR_KEYS))
-    try:
-        keys = pl.read_ndjson(searched, infer_schema_length=None).columns
-        values = pl.read_ndjson(objects, schema=dict.fromkeys(keys, pl.String))
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path}: cannot be read as JSON lines ({_first(error)}); check --format.") from None
-    parts = [values.with_columns(pl.Series(ROW, good.arg_true() + 1), pl.lit(None, pl.String).alias(PROBLEM))]
-    if not good.all():
-        bad = pl.DataFrame({"line": lines.filter(~good), ROW: (~good).arg_true() + 1})
-        parts.append(bad.with_columns(pl.lit(BAD_JSON).alias(PROBLEM)))
-    frame = pl.concat(parts, how="diagonal").sort(ROW).with_columns(pl.col(ROW).cast(pl.Int64))
-    return RawTable(path=path, layout="jsonl", frame=frame)
-
-
-def read_json(path: Path, options: ReadOptions) -> RawTable:
-    """One JSON object for the whole file: lists of items by user, or attributes by item (the key is `item_id`)."""
-    content = _whole_object(path, options.encoding)
-    if not content:
-        raise DataError(f"{path}: is not one JSON object with entries; for an object a line use --format jsonl.")
-    if all(isinstance(value, list) for value in content.values()):
-        return read_lists_by_user(path, content)
-    wrong = [key for key, value in content.items() if not isinstance(value, dict)]
-    if wrong:
-        raise DataError(
-            f"{path}: entry {wrong[0]!r} is neither a list of items nor an object of attributes as others are; all "
-            "entries must be of one kind."
-        )
-    if clash := [key for key, value in content.items() if value.get("item_id", key) != key]:
-        raise DataError(
-            f"{path}: entry {clash[0]!r} names another item_id, {content[clash[0]]['item_id']!r}; the key is the "
-            "item's id here, so rename or drop that attribute."
-        )
-    lines = [json.dumps({**value, "item_id": key}) for key, value in content.items()]
-    keys = {"item_id": None} | {name: None for value in content.values() for name in value}
-    try:
-        values = pl.read_ndjson("\n".join(lines).encode(), schema=dict.fromkeys(keys, pl.String))
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path}: cannot be read as attributes by item ({_first(error)}); is it strict JSON?") from None
-    return RawTable(path=path, layout="json, attributes by item", frame=with_rows(values))
-
-
-def _spans_lines(line: str) -> bool:
-    """Whether a first line may be the beginning of one large object, or the whole of one: not a row of JSON lines."""
-    try:
-        return _is_keyed(json.loads(line))
-    except ValueError:
-        return line.startswith("{")
-
-
-def _is_keyed(content: dict[str, Any] | None) -> bool:
-    """Whether an object has an entry a user or item, and is not itself a row."""
-    return (
-        content is not None and len(content) > 0 and all(isinstance(value, list | dict) for value in content.values())
-    )
-
-
-def _whole_object(path: Path, encoding: str) -> dict[str, Any] | None:
-    """The file as one JSON object, None where it is none."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) < len(pairs):
-            names = [name for name, _ in pairs]
-            doubled = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{path}: names {doubled!r} twice in one object; one of the two would be lost.")
-        return entries
-
-    try:
-        content = json.loads(read_text(path, encoding), object_pairs_hook=once)
-    except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def read_parquet(path: Path, options: ReadOptions) -> RawTable:  # noqa: ARG001 - one signature for all readers
@@ -247,7 +196,7 @@ def read_npy(path: Path, options: ReadOptions) -> RawTable:
     """A numeric matrix [rows, columns] without pickle; unnamed columns are `column_1`, `column_2`, ..."""
     try:
         matrix = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError, OSError, MemoryError, SyntaxError, TokenError) as error:
         raise DataError(
             f"{path}: not a plain numeric .npy matrix ({_first(error)}); "
             "pickled arrays are never loaded, since they can run code: save it as numbers or Parquet."
@@ -294,6 +243,17 @@ def _delimited_table(
     return RawTable(path=path, layout=described, frame=rows)
 
 
+def _with_lines(table: RawTable, lines_before: int, body: bytes) -> RawTable:
+    """Says which line each row begins in: rows with line breaks inside quoted fields span several."""
+    if b'"' not in body:
+        return replace(table, lines_before=lines_before)
+    breaks = table.frame.select(
+        pl.sum_horizontal(pl.col(table.columns).str.count_matches("\n", literal=True).fill_null(0)).cast(pl.Int64)
+    ).to_series()
+    lines = table.frame[ROW] + lines_before + breaks.cum_sum() - breaks
+    return replace(table, frame=table.frame.with_columns(lines.alias(LINE)))
+
+
 def _surplus(names: list[str], width: int) -> list[str]:
     return [f"field_{place}" for place in range(len(names) + 1, width + 1)]
 
@@ -330,7 +290,10 @@ def _split_rows(path: Path, body: bytes, columns: list[str], delimiter: str, *, 
 def _header_fields(header: str, delimiter: str) -> list[str]:
     if len(delimiter) > 1:
         return header.split(delimiter)
-    return next(csv.reader([header], delimiter=delimiter), [])
+    try:
+        return next(csv.reader([header], delimiter=delimiter), [])
+    except csv.Error:  # a bare carriage return, or a field of more than 128 KiB
+        return header.split(delimiter)
 
 
 def _header_names(path: Path, fields: list[str]) -> list[str]:
@@ -340,16 +303,12 @@ def _header_names(path: Path, fields: list[str]) -> list[str]:
     return names
 
 
-def _check_width(path: Path, columns: tuple[str, ...], fields: list[str], delimiter: str) -> None:
-    if len(columns) != len(fields):
+def _check_width(path: Path, options: ReadOptions, fields: list[str], delimiter: str) -> None:
+    if len(options.columns) != len(fields) and not options.further:
         raise ConfigError(
-            f"--columns names {len(columns)} columns, but the first line of {path} has {len(fields)} fields "
+            f"--columns names {len(options.columns)} columns, but the first line of {path} has {len(fields)} fields "
             f"between {delimiter!r}; name every field, or set --delimiter."
         )
-
-
-def _joined(lines: pl.Series) -> bytes:
-    return "\n".join(lines).encode()
 
 
 def _first(error: Exception) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from recsys.bundle import Bundle
 from recsys.errors import RegistryError
@@ -96,9 +97,22 @@ def roll_back(name: str, alias: str) -> Registered:
     return Registered(name, alias, earlier[-1], current)
 
 
-def fetch_bundle(uri: str) -> Path:
-    """The folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
-    from mlflow.artifacts import download_artifacts
+@dataclass(frozen=True)
+class StoredVersion:
+    """What an address names: a version of a registered model, and where its files lie."""
+
+    name: str
+    number: str
+    source: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files can be read where they are."""
+        return urlsplit(self.source).scheme in {"", "file"}
+
+
+def find_version(uri: str) -> StoredVersion:
+    """What `models:/NAME@ALIAS` or `models:/NAME/VERSION` names now."""
     from mlflow.exceptions import MlflowException
 
     client = mlflow_client()
@@ -114,7 +128,20 @@ def fetch_bundle(uri: str) -> Path:
         raise RegistryError(
             f"{uri}: not in the registry ({str(error).splitlines()[0]}); see `recsys register`."
         ) from None
-    return Path(download_artifacts(artifact_uri=version.source))
+    return StoredVersion(name, str(version.version), version.source)
+
+
+def fetch_version(version: StoredVersion, into: Path | None = None) -> Path:
+    """The folder of its bundle: where the files lie, or a copy from a server, in `into` (None: for good)."""
+    from mlflow.artifacts import download_artifacts
+
+    where = None if version.is_local or into is None else str(into)
+    return Path(download_artifacts(artifact_uri=version.source, dst_path=where))
+
+
+def fetch_bundle(uri: str) -> Path:
+    """The folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
+    return fetch_version(find_version(uri))
 
 
 def _ensure_model(client: Any, name: str) -> None:

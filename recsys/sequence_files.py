@@ -40,19 +40,24 @@ def read_sequences(path: Path, options: ReadOptions) -> RawTable:
 
 
 def read_lists_by_user(path: Path, lists: Mapping[str, list[Any]]) -> RawTable:
-    """Events of one JSON object `{user: [item, ...]}`; `ROW` is the user's place in it."""
-    nested = [any(isinstance(item, list | dict) for item in items) for items in lists.values()]
-    items = [
-        [] if bad else ["" if item is None else str(item) for item in row]
-        for row, bad in zip(lists.values(), nested, strict=True)
-    ]
-    frame = pl.DataFrame({
-        "line": list(lists),
-        "user_id": list(lists),
-        "item_id": pl.Series(items, dtype=pl.List(pl.String)),
-        "problem": pl.Series([BAD_LIST if bad else None for bad in nested], dtype=pl.String),
-    }).with_row_index(ROW, offset=1)
-    return _exploded(path, frame.with_columns(pl.col(ROW).cast(pl.Int64)), "json, items by user", users_are_lines=False)
+    """Events of one JSON object `{user: [item, ...]}`; `ROW` is the user's place in it.
+
+    Of `{user: [[item, ...], ...]}` the inner lists are baskets, whose place in the list is the events' `session_id`.
+    """
+    has_baskets = all(isinstance(item, list) for items in lists.values() for item in items) and any(lists.values())
+    rows = list[tuple[int, str, str | None, int, str | None]]()
+    for row, (user, items) in enumerate(lists.items(), start=1):
+        baskets = items if has_baskets else [items]
+        if any(isinstance(item, list | dict) for basket in baskets for item in basket):
+            rows.append((row, user, None, 0, BAD_LIST))
+        elif not any(baskets):
+            rows.append((row, user, None, 0, None))
+        for place, basket in enumerate(baskets, start=1) if not rows or rows[-1][0] != row else ():
+            rows += [(row, user, "" if item is None else str(item), place, None) for item in basket]
+    schema = {ROW: pl.Int64, "user_id": pl.String, "item_id": pl.String, "session_id": pl.Int64, PROBLEM: pl.String}
+    frame = pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col("session_id").cast(pl.String))
+    layout = "json, baskets by user" if has_baskets else "json, items by user"
+    return RawTable(path=path, layout=layout, frame=frame if has_baskets else frame.drop("session_id"))
 
 
 def json_texts(lines: pl.Series) -> pl.Series:
@@ -125,4 +130,4 @@ def _exploded(path: Path, frame: pl.DataFrame, layout: str, *, users_are_lines: 
         rows = rows.with_columns(line=pl.when(pl.col(PROBLEM).is_not_null()).then("line"))
     if rows["item_id"].dtype == pl.List:
         rows = rows.explode("item_id", empty_as_null=True, keep_nulls=True)
-    return RawTable(path=path, layout=layout, frame=rows, users_are_lines=users_are_lines)
+    return RawTable(path=path, layout=layout, frame=rows, lines_before=0, users_are_lines=users_are_lines)

@@ -9,6 +9,7 @@
 a batch is made.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,13 @@ from recsys.catalog import PADDING, Catalog
 from recsys.partitions import write_table
 
 IntArray = npt.NDArray[np.int64]
+
+
+def ranges(starts: IntArray, stops: IntArray) -> tuple[IntArray, IntArray]:
+    """All numbers of `starts[r]:stops[r]`, one range after the other, behind the row `r` of each."""
+    lengths = stops - starts
+    rows = np.repeat(np.arange(len(starts)), lengths)
+    return rows, np.arange(len(rows)) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,12 @@ class SequenceStore:
         """Place of each event in its user's history, counted from 0, [E]."""
         return np.arange(self.num_events) - np.repeat(self.offsets[:-1], self.lengths)
 
+    def count(self, events: npt.NDArray[np.bool_]) -> IntArray:
+        """How many of each user's events are True, [U]."""
+        if self.num_users == 0:
+            return np.zeros(0, dtype=np.int64)
+        return np.add.reduceat(events, self.offsets[:-1], dtype=np.int64)
+
     def windows(self, users: IntArray, stops: IntArray, max_len: int, starts: IntArray | None = None) -> Windows:
         """The last `max_len` of events `starts:stops` (positions in the user's history; `starts` default 0).
 
@@ -119,3 +133,18 @@ class SequenceStore:
             user_ids=pl.read_parquet(folder / "users.parquet")["user_id"],
             weight=np.load(weight, mmap_mode="r") if weight.exists() else None,
         )
+
+
+def joined(stores: Sequence[SequenceStore]) -> SequenceStore:
+    """Histories of stores that share no user, one store after the other."""
+    if len(stores) == 1:
+        return stores[0]
+    lengths = np.concatenate([store.lengths for store in stores])
+    weights = [store.weight for store in stores if store.weight is not None]
+    return SequenceStore(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        item_idx=np.concatenate([store.item_idx for store in stores]),
+        timestamp=np.concatenate([store.timestamp for store in stores]),
+        user_ids=pl.concat([store.user_ids for store in stores]),
+        weight=np.concatenate(weights) if len(weights) == len(stores) else None,
+    )

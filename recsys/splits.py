@@ -25,7 +25,7 @@ import numpy.typing as npt
 import polars as pl
 
 from recsys.errors import DataError
-from recsys.sequences import IntArray, SequenceStore
+from recsys.sequences import IntArray, SequenceStore, ranges
 
 SplitKind = Literal["time", "last-item"]
 Part = Literal["validation", "test"]
@@ -74,11 +74,10 @@ class Split:
 
 def instants_by_share(timestamps: IntArray, validation_share: float, test_share: float) -> tuple[int, int]:
     """The two instants that leave about these shares of all events to validation and test."""
-    ordered = np.sort(timestamps)
-    last = len(ordered) - 1
-    test_from = int(ordered[min(last, round(len(ordered) * (1 - test_share)))])
-    validation_from = int(ordered[min(last, round(len(ordered) * (1 - test_share - validation_share)))])
-    return validation_from, test_from
+    last = len(timestamps) - 1
+    places = [min(last, round(len(timestamps) * (1 - share))) for share in (test_share + validation_share, test_share)]
+    ordered = np.partition(timestamps, places)
+    return int(ordered[places[0]]), int(ordered[places[1]])
 
 
 def split_by_time(store: SequenceStore, validation_from: int, test_from: int) -> Split:
@@ -96,8 +95,7 @@ def split_by_time(store: SequenceStore, validation_from: int, test_from: int) ->
 
 
 def _events_before(store: SequenceStore, instant: int) -> IntArray:
-    earlier = store.event_users()[store.timestamp < instant]
-    return np.bincount(earlier, minlength=store.num_users).astype(np.int64)
+    return store.count(np.asarray(store.timestamp) < instant)
 
 
 def split_last_item(store: SequenceStore) -> Split:
@@ -129,7 +127,8 @@ class TrainingEvents:
     @cached_property
     def mask(self) -> npt.NDArray[np.bool_]:
         """True at these events among all of the store, [E]."""
-        return self.store.event_positions() < np.repeat(self.stops, self.store.lengths)
+        runs = np.stack([self.stops, self.store.lengths - self.stops], axis=1).ravel()
+        return np.repeat(np.tile([True, False], len(self.stops)), runs)
 
     @property
     def items(self) -> npt.NDArray[np.int32]:
@@ -177,19 +176,16 @@ def build_cases(store: SequenceStore, split: Split, part: Part, num_rows: int) -
     neither; `popularity_decile` is that of the target in training (0: cold).
     """
     first, last = split.bounds(part, store.lengths)
-    positions = store.event_positions()
-    chosen = np.flatnonzero(
-        (positions >= np.repeat(first, store.lengths)) & (positions < np.repeat(last, store.lengths))
-    )
-    users = store.event_users()[chosen]
+    users, positions = ranges(first, last)
+    chosen = store.offsets[users] + positions
     targets = store.item_idx[chosen]
     counts = TrainingEvents(store, split.train_stop, num_rows).item_counts()
     return pl.DataFrame({
         "user_idx": users.astype(np.int32),
-        "position": positions[chosen].astype(np.int32),
+        "position": positions.astype(np.int32),
         "target": targets,
         "timestamp": store.timestamp[chosen],
-        "history_length": positions[chosen].astype(np.int32),
+        "history_length": positions.astype(np.int32),
         "new_user": split.train_stop[users] == 0,
         "cold_item": counts[targets] == 0,
         "popularity_decile": popularity_deciles(counts)[targets],

@@ -5,6 +5,7 @@ out/                  appears by one rename when the step has ended well
 .out.lock             held while a step writes, so that two runs cannot mix
 """
 
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -27,12 +28,17 @@ from recsys import __version__
 from recsys.errors import DataError
 
 MANIFEST = "manifest.json"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 LIBRARIES = ("numpy", "polars", "torch", "faiss-cpu", "mlflow-skinny", "onnxruntime")
 
 
 @dataclass
 class Step:
-    """A step while it runs: where it writes, and what its manifest will say."""
+    """A step while it runs: where it writes, and what its manifest will say.
+
+    `history`: what was appended to the folder so far. `kept`: hashes of files that came as they are from an older
+    output and need not be read again.
+    """
 
     name: str
     folder: Path
@@ -41,6 +47,8 @@ class Step:
     seed: int | None = None
     scratch: Sequence[str] = ()
     counts: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     def manifest(self) -> dict[str, Any]:
@@ -53,6 +61,7 @@ class Step:
             "config": dict(self.config),
             "seed": self.seed,
             "counts": self.counts,
+            **({"history": self.history} if self.history else {}),
             "files": self._hashes(),
             "libraries": library_versions(),
             "python": platform.python_version(),
@@ -65,7 +74,11 @@ class Step:
     def _hashes(self) -> dict[str, str]:
         """SHA-256 of every file that belongs to the output."""
         files = (file.relative_to(self.folder) for file in sorted(self.folder.rglob("*")) if file.is_file())
-        return {str(file): sha256(self.folder / file) for file in files if file.parts[0] not in self.scratch}
+        return {
+            str(file): self.kept.get(str(file)) or sha256(self.folder / file)
+            for file in files
+            if file.parts[0] not in self.scratch
+        }
 
 
 @contextmanager
@@ -131,14 +144,26 @@ def _exclusive(lock: Path, refusal: str) -> Iterator[None]:
 
 
 def _replace_folder(new: Path, out: Path) -> None:
-    """Renames `new` to `out`; an older `out` stays whole until the new one is in place."""
+    """Renames `new` to `out`; an older `out` stays whole until the new one is in place.
+
+    Where the system can make two folders change places, there is no instant without an `out`.
+    """
     if not out.exists():
         new.rename(out)
         return
     retired = _retired_folder(out)
-    out.rename(retired)
-    new.rename(out)
+    new.rename(retired)
+    if not _exchanged(retired, out):
+        retired.rename(new)
+        out.rename(retired)
+        new.rename(out)
     shutil.rmtree(retired)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two paths changed names at one instant (Linux, most file systems)."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    return rename is not None and rename(AT_FDCWD, bytes(one), AT_FDCWD, bytes(other), RENAME_EXCHANGE) == 0
 
 
 def _recover(out: Path) -> None:

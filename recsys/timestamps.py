@@ -7,7 +7,7 @@ import polars as pl
 
 from recsys.errors import DataError
 
-TimeUnit = Literal["auto", "s", "ms", "us", "ns", "min", "iso"]
+TimeUnit = Literal["auto", "s", "ms", "us", "ns", "min", "iso", "yyyymmdd", "mmdd"]
 
 MICROSECONDS = {"min": 60_000_000, "s": 1_000_000, "ms": 1_000, "us": 1}
 # Medians below these are taken for the unit: the year 5138 in seconds, milliseconds and microseconds.
@@ -16,6 +16,7 @@ EARLIEST_USUAL_SECONDS = 1e8
 INT64_MAX = 2**63 - 1
 # Years 1900 to 2261, in microseconds: outside them a number was most likely read in the wrong unit.
 EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE = -2_208_988_800_000_000, 9_214_646_400_000_000 - 1
+MMDD_YEAR = "2000"  # a leap year, so that every day of a log without years can be written
 ISO_8601 = r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2})(:\d{2}(?:\.\d{1,9})?)? ?(?:[Zz]|([+-]\d{2}):?(\d{2})?)?)?$"
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ def to_microseconds(times: pl.Series, unit: TimeUnit) -> pl.Series:
         raise DataError(f"column {times.name!r} holds {times.dtype}, not times; map timestamp to another column.")
     if unit == "iso":
         return _from_iso(times.cast(pl.String))
+    if unit in {"yyyymmdd", "mmdd"}:
+        return _from_digits(times, year=MMDD_YEAR if unit == "mmdd" else "")
     if unit == "auto":
         raise ValueError("resolve the unit with guess_unit first")
     numbers = _from_numbers(times, unit)
@@ -95,6 +98,14 @@ def _from_dates(times: pl.Series) -> pl.Series:
         )
     as_datetime = times.cast(pl.Datetime("us")) if times.dtype == pl.Date else times
     return as_datetime.dt.epoch("us")
+
+
+def _from_digits(times: pl.Series, year: str) -> pl.Series:
+    """Days written as digits, with a year or in `year`; 829 is the 29th of August."""
+    texts = times.cast(pl.Int64, strict=False).cast(pl.String) if times.dtype != pl.String else times.str.strip_chars()
+    days = ((year + texts.str.zfill(4)) if year else texts).to_frame("day")
+    written = days.select(pl.when(pl.col("day").str.contains(r"^\d{8}$")).then("day")).to_series()
+    return written.str.to_datetime("%Y%m%d", time_unit="us", strict=False).dt.epoch("us").alias(times.name)
 
 
 def _from_iso(times: pl.Series) -> pl.Series:

@@ -10,25 +10,26 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from recsys import __version__
-from serving import api, examples, page, problems
+from serving import admin, api, dashboard, examples, page, problems
 from serving.api_keys import KeyRing
 from serving.guard import Guard, Timeout
 from serving.metrics import Metrics
 from serving.observed import REQUEST_ID, Observed
 from serving.rates import Rates
-from serving.service import Service
 from serving.settings import Settings
+from serving.sources import source_of
 from serving.stores import redis_url
+from serving.variants import Variants
 
 STATIC = Path(__file__).parent / "static"
 
 
-def create_app(source: Path | Service, settings: Settings) -> FastAPI:
-    """An app for a bundle folder, opened when the app starts, or for a `Service` opened before.
+def create_app(source: str | Path | Variants, settings: Settings) -> FastAPI:
+    """An app for a bundle's folder or address, opened when the app starts, or for `Variants` opened before.
 
     Either is closed when the app stops. A bundle that cannot be served stops the start with a `RecsysError`.
     """
-    metrics = Metrics()
+    metrics = source.metrics if isinstance(source, Variants) else Metrics()
     # Swagger's page would load scripts from elsewhere; /openapi.json stays.
     app = FastAPI(title="recsys", version=__version__, lifespan=_lifespan(source), docs_url=None, redoc_url=None)
     app.state.settings, app.state.metrics, app.state.draining = settings, metrics, False
@@ -36,7 +37,9 @@ def create_app(source: Path | Service, settings: Settings) -> FastAPI:
     problems.install(app)
     examples.install(app)
     app.include_router(api.router)
+    app.include_router(admin.router)
     app.include_router(page.router)
+    app.include_router(dashboard.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
 
@@ -68,17 +71,18 @@ def _rates(settings: Settings) -> Rates | None:
     return Rates(settings.rate_limit, redis_url(settings), settings.state_seconds, settings.state_pause_seconds)
 
 
-def _lifespan(source: Path | Service) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(source: str | Path | Variants) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings = app.state.settings
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.threads
-        service = source if isinstance(source, Service) else Service.open(source, settings)
-        app.state.service = service
-        app.state.metrics.serving(service.bundle)
+        metrics = app.state.metrics
+        variants = source if isinstance(source, Variants) else Variants(source_of(source), settings, metrics)
+        app.state.variants = variants
+        variants.start()
         try:
             yield
         finally:
-            service.close()
+            variants.close()
 
     return lifespan

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-BUNDLE = "99dbed683a78"
+BUNDLE, OLDER = "99dbed683a78", "5b0c6f7de2a1"
 ID = "3d350a33f33a46c6b277a3de5a0da3f8"
 ITEM = {"item_id": "172", "title": "Empire Strikes Back, The", "categories": ["Action", "War"]}
 NEAR = {"item_id": "50", "title": "Star Wars", "categories": ["Action", "War"]}
@@ -20,6 +20,7 @@ ASK: dict[str, Any] = {
 ANSWER: dict[str, Any] = {
     "request_id": ID,
     "model_version": BUNDLE,
+    "variant": "control",
     "items": [
         ITEM | {"score": 9.166, "fields": {"categories": ["Action", "War"]}, "why": [NEAR | {"cosine": 0.91}]},
     ],
@@ -38,6 +39,13 @@ ANSWER: dict[str, Any] = {
     "milliseconds": {"state": 0.0, "encode": 0.24, "search": 0.31, "rank": 0.0},
 }
 MODEL: dict[str, Any] = {
+    "variant": "control",
+    "source": "models:/shop@champion",
+    "share": 1.0,
+    "shadow": False,
+    "since": "2026-11-22T06:15:40+00:00",
+    "previous": None,
+    "refused": None,
     "bundle": BUNDLE,
     "model": "sasrec",
     "items": 1682,
@@ -52,10 +60,28 @@ MODEL: dict[str, Any] = {
     "index": {"kind": "flat", "recall": 1.0},
     "metrics": {"validation": {"ndcg@10": 0.1}},
 }
+SPLIT: dict[str, Any] = {
+    "request_id": ID,
+    "weights": {"control": 1.0},
+    "shares": {"control": 1.0},
+    "shadows": [],
+    "kept": True,
+}
+CHANGED: dict[str, Any] = {
+    "request_id": ID,
+    "variant": "control",
+    "model_version": BUNDLE,
+    "previous": OLDER,
+    "swapped": True,
+}
 REQUESTS: dict[tuple[str, str], Any] = {
     ("post", "/v1/recommend"): ASK,
     ("post", "/v1/recommend/batch"): {"requests": [ASK, {"user_id": "ann"}]},
-    ("post", "/v1/events"): {"user_id": "ann", "item_id": "50", "event_id": "order-7-line-1"},
+    ("post", "/v1/events"): {"user_id": "ann", "item_id": "50", "event_id": "order-7-line-1", "request_id": ID},
+    ("put", "/v1/variants"): {"weights": {"control": 1.0}, "shadows": []},
+    ("post", "/v1/variants/stop"): {"variant": None},
+    ("post", "/v1/models/reload"): {"variant": "control"},
+    ("post", "/v1/models/rollback"): {"variant": "control"},
     ("post", "/v1/items"): {
         "item_id": "B0NEW",
         "title": "Digital caliper, 150 mm",
@@ -75,6 +101,11 @@ ANSWERS: dict[tuple[str, str], Any] = {
     },
     ("post", "/v1/items"): {"request_id": ID, "model_version": BUNDLE, "stored": 1, "replaced": 0, "restored": 0},
     ("get", "/v1/items/{item_id}"): ITEM | {"retired": False, "fields": {"year": "1980"}},
+    ("post", "/v1/models/reload"): CHANGED,
+    ("post", "/v1/models/rollback"): CHANGED | {"model_version": OLDER, "previous": BUNDLE},
+    ("get", "/v1/variants"): SPLIT,
+    ("put", "/v1/variants"): SPLIT,
+    ("post", "/v1/variants/stop"): SPLIT,
     ("get", "/v1/models"): {"models": [MODEL]},
     ("get", "/version"): MODEL | {"recsys": "0.1.0"},
     ("get", "/v1/users/{user_id}"): {

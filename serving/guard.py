@@ -21,7 +21,7 @@ from serving.rates import Rates
 
 READING = ("GET", "HEAD")
 ANY = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-PAGES = ("/",)
+PAGES = ("/", "/dashboard", "/dashboard/figures")
 """What people open in browsers, which can send a key as a password only."""
 
 
@@ -49,12 +49,17 @@ RULES = (
     Rule("/v1/recommend/", "recommend"),
     Rule("/v1/similar/", "recommend"),
     Rule("/v1/models", "recommend", READING),
+    Rule("/v1/models/", "admin"),
+    Rule("/v1/variants", "admin"),
+    Rule("/v1/variants/", "admin"),
     Rule("/v1/items/", "recommend", READING),
     Rule("/v1/items", "items"),
     Rule("/v1/items/", "items"),
     Rule("/v1/events", "events"),
     Rule("/v1/users/", "users"),
     Rule("/metrics", "admin"),
+    Rule("/dashboard", "admin"),
+    Rule("/dashboard/", "admin"),
 )
 
 

@@ -18,6 +18,8 @@ EARLIEST, LATEST = 10**14, 253_402_300_799_999_999
 ItemId = Annotated[str, Field(min_length=1, max_length=512)]
 UserId = Annotated[str, Field(min_length=1, max_length=512)]
 Text = Annotated[str, Field(max_length=10_000)]
+VariantName = Annotated[str, Field(min_length=1, max_length=64)]
+Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 K = Annotated[int, Field(ge=1, le=MAX_K)]
 
 
@@ -32,6 +34,9 @@ class RecommendRequest(Request):
 
     history: list[ItemId] | None = None
     user_id: UserId | None = None
+    session_id: UserId | None = Field(
+        default=None, description="of somebody without user_id: gives all requests of a session to one variant"
+    )
     k: K = 10
     exclude_seen: bool | None = Field(default=None, description="null: the rule the bundle was evaluated with")
     exclude: list[ItemId] = Field(default=[])
@@ -62,6 +67,12 @@ class RecommendRequest(Request):
         if self.history is None and self.user_id is None:
             raise ValueError('give history (it may be empty: {"history": []}), user_id, or both')
         return self
+
+    def wishes(self) -> str | None:
+        """What is asked for beside a history, as JSON; None for nothing."""
+        told = {"history", "user_id", "session_id", "after"}
+        asked = self.model_fields_set - told
+        return self.model_dump_json(include=asked, exclude_defaults=True) if asked else None
 
     def as_query(self) -> Query:
         """For the recommender."""
@@ -107,6 +118,15 @@ class EventMessage(Request):
     )
     event_id: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
         default=None, description="an event of the same user sent again under this id is stored once"
+    )
+    event_type: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="such as view or purchase; for the exposure log"
+    )
+    value: Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)] | None = Field(
+        default=None, description="such as a price; for the exposure log"
+    )
+    request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        default=None, description="of the answer that it followed; for the exposure log"
     )
 
 
@@ -206,6 +226,7 @@ class Recommendations(BaseModel):
 
     request_id: str
     model_version: str
+    variant: str = Field(description="which of the bundles that answer here was chosen for this user")
     items: list[RecommendedItem]
     next: str | None = Field(description="sent as after of the same request it gives further items; null at the end")
     source: Source
@@ -290,6 +311,13 @@ class RankerVersion(BaseModel):
 class Model(BaseModel):
     """One bundle that answers here."""
 
+    variant: str
+    source: str = Field(description="where the bundle came from, and is looked for again")
+    share: float = Field(description="of users that get this variant")
+    shadow: bool = Field(description="whether it also answers in the background what others are asked")
+    since: str = Field(description="when it began to answer, ISO 8601")
+    previous: str | None = Field(description="the bundle before it, loaded still: what a rollback brings back")
+    refused: str | None = Field(description="why the last bundle that its source named was refused, else null")
     bundle: str
     model: str
     items: int
@@ -303,6 +331,47 @@ class Model(BaseModel):
     exported: str | None
     index: dict[str, Any] = Field(description="how all items are searched, and the recall measured at export")
     metrics: dict[str, Any]
+
+
+class ChangeRequest(Request):
+    """Which variant's bundle is to be changed."""
+
+    variant: VariantName = "control"
+
+
+class Changed(BaseModel):
+    """The answer of `/v1/models/reload` and `/v1/models/rollback`: what answers now."""
+
+    request_id: str
+    variant: str
+    model_version: str
+    previous: str | None
+    swapped: bool = Field(description="false: the source names the very bundle that answers already")
+
+
+class SplitRequest(Request):
+    """Weights of variants, 0 of those that are not named; `shadows`: those that answer in the background."""
+
+    weights: Annotated[dict[VariantName, Weight], Field(min_length=1, max_length=100)]
+    shadows: Annotated[list[VariantName], Field(max_length=100)] | None = Field(
+        default=None, description="null: as they are"
+    )
+
+
+class StopRequest(Request):
+    """Which variant is to answer nobody any more."""
+
+    variant: VariantName | None = Field(default=None, description="null: all but control")
+
+
+class SplitNow(BaseModel):
+    """The answer of `/v1/variants`: which part of the users gets which variant."""
+
+    request_id: str
+    weights: dict[str, float]
+    shares: dict[str, float]
+    shadows: list[str]
+    kept: bool = Field(description="whether a restart keeps this: RECSYS_SPLIT_FILE is set")
 
 
 class Models(BaseModel):

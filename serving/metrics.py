@@ -1,13 +1,17 @@
 """What the service counts, in Prometheus's text format; one registry an app."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from recsys.bundle import Bundle
 from serving.encodings import CacheSize
 from serving.queries import Answer
+from serving.recent import Recent
 
+Outcome = Literal["swapped", "unchanged", "refused", "rolled back", "unseen"]
+TENTHS = tuple(step / 10 for step in range(11))
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -15,6 +19,7 @@ class Metrics:
     """Counters and histograms of one app."""
 
     def __init__(self) -> None:
+        self.recent = Recent()
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "recsys_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
@@ -52,19 +57,89 @@ class Metrics:
             registry=self.registry,
         )
         self._state = Gauge("recsys_state_up", "1 where the user state answers, else 0.", registry=self.registry)
-        self._bundle = Gauge("recsys_bundle", "1 for the bundle served.", ["version", "model"], registry=self.registry)
+        self._bundle = Gauge(
+            "recsys_bundle",
+            "1 for each bundle that answers.",
+            ["variant", "version", "model"],
+            registry=self.registry,
+        )
+        self._changes = Counter(
+            "recsys_bundle_changes",
+            "Attempts to put another bundle in a variant's place.",
+            ["variant", "outcome"],
+            registry=self.registry,
+        )
 
-    def serving(self, bundle: Bundle) -> None:
-        """Names the bundle."""
-        self._bundle.labels(bundle.version, bundle.card.name).set(1)
+        self._answers = Histogram(
+            "recsys_answer_seconds",
+            "All stages of an answer.",
+            ["variant"],
+            registry=self.registry,
+            buckets=SECONDS,
+        )
+        self._share = Gauge("recsys_share", "Share of users that get it.", ["variant"], registry=self.registry)
+        self._shadow_seconds = Histogram(
+            "recsys_shadow_seconds", "Answers in the shadow.", ["variant"], registry=self.registry, buckets=SECONDS
+        )
+        self._shadow_overlap = Histogram(
+            "recsys_shadow_overlap",
+            "Share of items that a shadow would have shown too.",
+            ["variant"],
+            registry=self.registry,
+            buckets=TENTHS,
+        )
+        self._shadow_missed = Counter(
+            "recsys_shadow_missed", "Requests that a shadow did not answer.", ["variant", "why"], registry=self.registry
+        )
+
+        self._exposures = Counter(
+            "recsys_exposures", "Rows of the exposure log that were written.", ["kind"], registry=self.registry
+        )
+        self._exposures_lost = Counter(
+            "recsys_exposures_lost", "Rows of the exposure log that were not.", ["kind", "why"], registry=self.registry
+        )
+
+    def exposures_written(self, kind: str, count: int) -> None:
+        """Rows of one part."""
+        self._exposures.labels(kind).inc(count)
+
+    def exposures_lost(self, kind: str, why: Literal["dropped", "unwritten"], count: int) -> None:
+        """Rows for which there was no room, or no disk at the end."""
+        self._exposures_lost.labels(kind, why).inc(count)
+
+    def shares(self, shares: Mapping[str, float]) -> None:
+        """Which part of the users gets which variant."""
+        for variant, share in shares.items():
+            self._share.labels(variant).set(share)
+
+    def shadow(self, variant: str, overlap: float, seconds: float) -> None:
+        """One answer that nobody saw."""
+        self._shadow_seconds.labels(variant).observe(seconds)
+        self._shadow_overlap.labels(variant).observe(overlap)
+
+    def shadow_missed(self, variant: str, why: Literal["dropped", "failed"]) -> None:
+        """One that was not made."""
+        self._shadow_missed.labels(variant, why).inc()
+
+    def serving(self, bundles: Mapping[str, Bundle]) -> None:
+        """Names the bundle of each variant."""
+        self._bundle.clear()
+        for variant, bundle in bundles.items():
+            self._bundle.labels(variant, bundle.version, bundle.card.name).set(1)
+
+    def change(self, variant: str, outcome: Outcome) -> None:
+        """One attempt."""
+        self._changes.labels(variant, outcome).inc()
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """One finished request."""
+        self.recent.request(status, seconds)
         self._requests.labels(route, str(status)).inc()
         self._latency.labels(route).observe(seconds)
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: Answer, variant: str) -> None:
         """One recommendation, from the API or the page."""
+        self._answers.labels(variant).observe(sum(answer.seconds.values()))
         for stage, seconds in answer.seconds.items():
             if seconds:
                 self._stages.labels(stage).observe(seconds)
@@ -94,12 +169,12 @@ class Metrics:
         """Whether the user state does."""
         self._state.set(answers)
 
-    def caches(self, encodings: CacheSize, keys: CacheSize) -> None:
-        """What is kept between requests."""
-        self._cache_entries.set(encodings.entries)
-        self._cache_bytes.set(encodings.bytes)
-        self._key_entries.set(keys.entries)
-        self._key_bytes.set(keys.bytes)
+    def caches(self, encodings: Sequence[CacheSize], keys: Sequence[CacheSize]) -> None:
+        """What is kept between requests, by each bundle."""
+        self._cache_entries.set(sum(size.entries for size in encodings))
+        self._cache_bytes.set(sum(size.bytes for size in encodings))
+        self._key_entries.set(sum(size.entries for size in keys))
+        self._key_bytes.set(sum(size.bytes for size in keys))
 
     def text(self) -> bytes:
         """All of it."""

@@ -1,6 +1,7 @@
 """History to ranked items: bundle, encoder and state become one answer. Numpy only."""
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +26,8 @@ from serving.state import StateError, UserState
 
 CANDIDATES = 500
 """Among so many of the best items a diverse list is chosen."""
+RECENT = 32
+"""Queries that are kept, for the next bundle to be tried with."""
 
 
 class Recommender:
@@ -54,6 +57,7 @@ class Recommender:
         self._retired = bundle.catalog.retired_rows
         self._popular = Popular(bundle.no_history)
         self._cosine = cosine_index(bundle.index)
+        self._recent: deque[Query] = deque(maxlen=RECENT)
 
     def cache_size(self) -> CacheSize:
         """Of the encodings that are kept."""
@@ -92,8 +96,9 @@ class Recommender:
         return 0 if self._second is None else self._second.kept_events(user_id)
 
     def drop_kept(self) -> None:
-        """Encodings and keys: somebody was deleted, and encodings do not say whose they are."""
+        """Encodings, keys and recent queries: somebody was deleted, and they do not say whose they are."""
         self._encodings.clear()
+        self._recent.clear()
         if self._second is not None:
             self._second.drop_kept()
 
@@ -107,13 +112,13 @@ class Recommender:
             self._encodings.clear()
         self._item_rows |= rows
 
-    def retire(self, rows: Sequence[int]) -> None:
-        """From now on these items are in no answer."""
-        self._retired = np.union1d(self._retired, np.array(rows, dtype=np.int64))
+    def retire(self, rows: RowArray) -> None:
+        """From now on these items are in no answer, nor those that the bundle retired, and all others may be."""
+        self._retired = np.union1d(self._bundle.catalog.retired_rows, rows)
 
-    def restore(self, rows: Sequence[int]) -> None:
-        """From now on they may be again."""
-        self._retired = np.setdiff1d(self._retired, np.array(rows, dtype=np.int64))
+    def recent(self) -> list[Query]:
+        """What was asked last about histories that hold known items; with the events that were read, and of nobody."""
+        return list(self._recent)
 
     def is_retired(self, row: int) -> bool:
         """Whether the item is in no answer."""
@@ -228,6 +233,8 @@ class Recommender:
 
     def _answer(self, asked: Asked, encoded: tuple[Encoding, Origin] | None) -> Answer:
         found = self._found(asked, None if encoded is None else encoded[0])
+        if encoded is not None:
+            self._recent.append(replace(asked.query, history=asked.history, user_id=None))
         with asked.stages.measured("search"):
             rows, scores = self._arranged(asked, found)
             page, query = self._page(asked.query, rows), asked.query

@@ -15,8 +15,10 @@ from fastapi import FastAPI
 from recsys.errors import ConfigError
 from serving.app import create_app
 from serving.logs import log_config
-from serving.service import Service
+from serving.metrics import Metrics
 from serving.settings import Settings, read_settings
+from serving.sources import source_of
+from serving.variants import Variants
 
 SECONDS_TO_FINISH = 10
 LARGEST_PORT = 65_535
@@ -48,8 +50,9 @@ class Server(uvicorn.Server):
         closing.start()
 
 
-def serve(bundle: Path, host: str = "127.0.0.1", port: int = 8000, state: str | Path | None = None) -> None:
-    """Serves `bundle` until the process is told to stop; `state` None means `RECSYS_STATE` or its default.
+def serve(bundle: str | Path, host: str = "127.0.0.1", port: int = 8000, state: str | Path | None = None) -> None:
+    """Serves a bundle's folder or address until the process is told to stop; `state` None means `RECSYS_STATE` or its
+    default.
 
     A taken port, an open door, an unusable setting or a bundle that cannot be served is a `RecsysError` before anything
     starts.
@@ -57,7 +60,7 @@ def serve(bundle: Path, host: str = "127.0.0.1", port: int = 8000, state: str | 
     settings = read_settings(state)
     with bound_socket(host, port) as listener:
         _refuse_open_door(listener, host, settings)
-        app = create_app(Service.open(bundle, settings), settings)
+        app = create_app(Variants(source_of(bundle), settings, Metrics()), settings)
         with suppress(KeyboardInterrupt):
             Server(app, settings).run(sockets=[listener])
 

@@ -3,12 +3,28 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from recsys.errors import ConfigError
 
 PREFIX = "RECSYS_"
+VariantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+def _names(value: object) -> object:
+    """`a; b` as the environment has it."""
+    return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+
+
+def _pairs(value: object) -> object:
+    """`a=1; b=2` as the environment has it."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in _names(value)]  # type: ignore[attr-defined]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise ValueError(f"{wrong[0]!r} is no NAME=VALUE; put semicolons between several")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 class Settings(BaseSettings):
@@ -41,6 +57,28 @@ class Settings(BaseSettings):
     filter_cache_bytes: int = Field(
         default=64 * 1024 * 1024, ge=0, description="memory for the items that pass filters; 0: keep none"
     )
+    watch_seconds: float = Field(default=10, ge=0, description="between looks for another bundle; 0: only when asked")
+    least_recall: float = Field(default=0.99, ge=0, le=1, description="recall of a following bundle's index")
+    least_shared_items: float = Field(
+        default=0.5, ge=0, le=1, description="share of the present bundle's items that a following one must know"
+    )
+    variants: Annotated[dict[VariantName, str], NoDecode, BeforeValidator(_pairs)] = Field(
+        default={}, description="further bundles by name, with semicolons between: new=models:/shop@new"
+    )
+    weights: Annotated[dict[VariantName, float], NoDecode, BeforeValidator(_pairs)] = Field(
+        default={}, description="of variants, control among them: control=9; new=1; without any, control answers"
+    )
+    shadows: Annotated[tuple[VariantName, ...], NoDecode, BeforeValidator(_names)] = Field(
+        default=(), description="variants that answer in the background to be measured: new"
+    )
+    shadow_waiting: int = Field(default=100, ge=1, description="requests that may wait for the shadows; more: dropped")
+    salt: str = Field(default="recsys", description="of the hash by which users get variants; another one mixes anew")
+    split_file: Path | None = Field(default=None, description="keeps weights and shadows that routes changed")
+    exposures: Path | None = Field(default=None, description="folder for what was shown and what came of it")
+    exposure_seconds: float = Field(default=60, gt=0, description="after so long rows of that log are written")
+    exposure_bytes: int = Field(default=32 * 1024 * 1024, ge=1, description="of rows that make a part, as text")
+    exposure_waiting: int = Field(default=10_000, ge=1, description="rows that may wait to be written; more: dropped")
+    exposure_history: int = Field(default=50, ge=0, description="newest events of a history that the log keeps")
     keys: Path | None = Field(default=None, description="file of API keys, made by `recsys keys create`")
     without_keys: bool = Field(default=False, description="whether other machines may call without any key")
     rate_limit: str | None = Field(default=None, description="of a key, or of an address: 100/second; 5000/minute")

@@ -1,14 +1,42 @@
-"""Which store a setting means."""
+"""What outlives a bundle: users' events and new items; and which store a setting means."""
 
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 from recsys.errors import ConfigError
 from serving.breaker import GuardedState
+from serving.new_items import ItemStore
 from serving.settings import Settings
 from serving.state import SqliteState, UserState
 
 ITEMS = "recsys-items.sqlite"
 REDIS = ("redis", "rediss", "unix", "valkey", "valkeys")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stores:
+    """Shared by all bundles of a process. Who writes items, or puts a bundle in place, holds `writing`."""
+
+    state: GuardedState
+    items: ItemStore
+    writing: Lock = field(default_factory=Lock)
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Stores":
+        """Those of the settings; a `ConfigError` where one does not answer."""
+        with ExitStack() as opened:
+            state = open_state(settings)
+            opened.callback(state.close)
+            stores = cls(state=state, items=ItemStore(item_file(settings)))
+            opened.pop_all()
+        return stores
+
+    def close(self) -> None:
+        """Lets go of files and connections."""
+        self.items.close()
+        self.state.close()
 
 
 def open_state(settings: Settings) -> GuardedState:

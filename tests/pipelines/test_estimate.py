@@ -52,6 +52,10 @@ def clicks(rng: np.random.Generator, shown: dict[str, Any]) -> list[dict[str, An
     ]
 
 
+def lists_of(run: Path, asked: list[list[str]], k: int) -> pl.Series:
+    return Policy.open(run).lists(pl.Series(asked, dtype=pl.List(pl.String)), k)
+
+
 def histories(rng: np.random.Generator) -> list[list[str]]:
     return [[ITEMS[item] for item in rng.integers(0, 20, rng.integers(0, 4))] for _ in range(USERS)]
 
@@ -66,7 +70,7 @@ def split_log(runs: Path) -> Path:
     """Three users in ten get markov's lists, the others popularity's."""
     rng = np.random.default_rng(1)
     asked = histories(rng)
-    lists = {name: Policy.open(runs / name).lists(asked, PLACES).to_list() for name in ("markov", "popularity")}
+    lists = {name: lists_of(runs / name, asked, PLACES).to_list() for name in ("markov", "popularity")}
     given = np.where(rng.random(USERS) < 0.3, "markov", "popularity")
     answers = [
         answer(
@@ -85,7 +89,7 @@ def split_log(runs: Path) -> Path:
 def random_log(runs: Path) -> Path:
     """Six popular items in any order; the first three of them are shown."""
     rng = np.random.default_rng(2)
-    [popular] = Policy.open(runs / "popularity").lists([[]], 6).to_list()
+    [popular] = lists_of(runs / "popularity", [[]], 6).to_list()
     answers = [
         answer(number, rng.permutation(popular)[:PLACES].tolist(), history=history, propensities=[1 / 6] * PLACES)
         for number, history in enumerate(histories(rng))
@@ -96,7 +100,7 @@ def random_log(runs: Path) -> Path:
 def truth(runs: Path, name: str, log: Path) -> float:
     """Clicks an answer that the model's lists earn on average."""
     asked = pl.read_parquet(log / "answers/part-000.parquet")["history"].to_list()[:USERS]
-    lists = Policy.open(runs / name).lists(asked, PLACES).to_list()
+    lists = lists_of(runs / name, asked, PLACES).to_list()
     return float(np.mean([(READS * RATES[[int(item[1:]) for item in items]]).sum() for items in lists]))
 
 
@@ -139,7 +143,7 @@ def test_a_third_model_is_known_as_far_as_the_split_shows_its_items(runs: Path, 
 
 def test_items_shown_by_chance_carry_their_own_propensities(runs: Path, random_log: Path) -> None:
     result = found(config(runs, random_log, "popularity"))
-    [wanted] = Policy.open(runs / "popularity").lists([[]], PLACES).to_list()
+    [wanted] = lists_of(runs / "popularity", [[]], PLACES).to_list()
     answers = {row["user_id"]: row["item_ids"] for row in read(random_log, "answers").head(USERS).to_dicts()}
     clicked = read(random_log, "outcomes").select("user_id", "item_id").rows()
     matched = [item for user, item in clicked if answers[user].index(item) == (item in wanted and wanted.index(item))]
@@ -170,9 +174,9 @@ def test_the_reward_may_be_a_count_or_a_value(runs: Path, tmp_path: Path) -> Non
 
 def test_what_cannot_be_judged_is_left_out_and_said(runs: Path, tmp_path: Path) -> None:
     shown = [
-        answer(0, ITEMS[:2]),
+        answer(0, ITEMS[:2], wishes='{"k":2,"fields":["title"]}'),
         answer(1, ITEMS[2:4], position=3),
-        answer(2, ITEMS[:2], wishes="{}"),
+        answer(2, ITEMS[:2], wishes='{"k":2,"exclude_seen":true}'),
         answer(3, []),
         answer(9000, ITEMS[:1]),
     ]
@@ -196,11 +200,21 @@ def test_a_log_of_several_variants_must_be_chosen_from(runs: Path, split_log: Pa
     alone = found(config(runs, split_log, "markov", variants=("markov",)))
     assert alone.overlap.mean_weight == 1
     assert alone.of("ips").value == pytest.approx(alone.of(LOGGED).value)
-    with pytest.raises(DataError, match=r"shares of markov do not add up to 1 for .* name the models of all variants"):
+    with pytest.raises(
+        DataError, match=r"shares of markov do not add up to 1 for .* name all variants that had traffic"
+    ):
         found(config(runs, split_log, "markov", shown_by={"markov": runs / "markov"}))
     wrong = {"markov": runs / "item-knn", "popularity": runs / "popularity"}
     with pytest.raises(DataError, match="rows would have been shown by none of the models of markov, popularity"):
         found(config(runs, split_log, "markov", shown_by=wrong))
+
+
+def test_lists_are_those_of_the_known_part_of_each_history(runs: Path) -> None:
+    asked = [["i003", "nobody knows"], [], ["i004", "i005", "i003"], ["neither"], ["i003"]]
+    together = lists_of(runs / "markov", asked, 4).to_list()
+    assert together == [lists_of(runs / "markov", [history], 4).to_list()[0] for history in asked]
+    assert together[0] == together[2] == together[4] != together[1] == together[3]
+    assert together[0][0] == "i004", "most walk to the next item"
 
 
 def test_several_folders_are_one_log(runs: Path, split_log: Path) -> None:

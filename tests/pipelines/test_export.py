@@ -29,6 +29,7 @@ from recsys.runs import Run
 from serving.queries import Query
 from serving.service import Service
 from serving.settings import Settings
+from serving.stores import Stores
 
 SMALL = (
     *("training.epochs=1", "training.batch_size=8"),
@@ -186,11 +187,11 @@ def test_an_index_beside_the_exact_one_is_measured_listed_and_served(
     assert measured["recall"] >= 0.99
     assert other.index.approximate is not None
     assert "approximate.faiss" in other.manifest["files"]
-    with closing(Service.open(other.folder, Settings(state=tmp_path / "state.sqlite"))) as service:
-        query = Query(history=other.catalog.item_ids[:3].to_list())
-        found = service.recommender.recommend(query)
-    with closing(Service.open(bundle.folder, Settings(state=tmp_path / "state.sqlite"))) as service:
-        np.testing.assert_array_equal(found.rows, service.recommender.recommend(query).rows)
+    settings, query = Settings(state=tmp_path / "state.sqlite"), Query(history=other.catalog.item_ids[:3].to_list())
+    with closing(Stores.open(settings)) as stores:
+        found = Service.open(other.folder, settings, stores).recommender.recommend(query)
+        exact = Service.open(bundle.folder, settings, stores).recommender.recommend(query)
+    np.testing.assert_array_equal(found.rows, exact.rows)
 
 
 def test_from_a_size_on_the_index_is_chosen(run: Run, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import polars as pl
 import pytest
+from command_line import run_recsys
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +22,9 @@ from pipelines import ingest as ingest_module
 from pipelines.ingest import IngestConfig, ingest
 from recsys.cleaning import REASONS
 from recsys.errors import ConfigError, DataError, RecsysError
-from recsys.readers import BAD_JSON, SourceFormat
+from recsys.json_files import BAD_JSON
+from recsys.partitions import num_parts
+from recsys.readers import SourceFormat
 from recsys.schema import ROLES, Dataset, Events, Items, Rejected
 from recsys.sequence_files import BAD_LIST
 from recsys.source_files import BAD_FIELD_COUNT
@@ -66,6 +69,56 @@ def test_what_is_written(tmp_path: Path) -> None:
         (4, "duplicate"),
     ]
     assert json.loads(rejected["content"][1]) == {"user": "a", "item": "z", "ts": "soon", "rating": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "settings", "line"),
+    [
+        ("l.csv", '\n\nuser,item,ts\n"a\nb",x,1\nc,x,2\n,x,3\n', {}, 7),
+        ("l.csv", "a,x,1\n,x,2\n", {"columns": ("user_id", "item_id", "timestamp")}, 2),
+        ("l.tsv", "user\titem\tts\na\tx\t1\n\tx\t2\n", {}, 3),
+        ("l.inter", "user_id:token\titem_id:token\na\tx\n\tx\n", {}, 3),
+        ("l.dat", "1::2::5::7\n1::2::5\n", {}, 2),
+        ("l.jsonl", '{"user":"a","item":"x"}\n\n{"user":"","item":"x"}\n', {}, 3),
+        ("l.txt", "a x\na y\nb\n", {"format": "sequences", "columns": ("user_id", "item_id")}, 3),
+        ("l.json", '{"a": ["x"], "b": []}', {"format": "json"}, None),
+    ],
+)
+def test_rejected_rows_name_file_line_and_reason(
+    tmp_path: Path, name: str, text: str, settings: dict[str, Any], line: int | None
+) -> None:
+    source = write(tmp_path, text, name)
+    rejected = ingested(source, **settings).rejected()
+    last = rejected.row(-1, named=True)
+    assert (last["source"], last["line"]) == (str(source), line)
+    if line is not None:
+        assert "x" not in text.splitlines()[line - 1] or "missing user_id" in last["reason"]
+
+
+def test_too_many_rejected_rows_end_the_step(tmp_path: Path) -> None:
+    source = write(tmp_path, LOG)  # of six rows two are no events, and one comes twice
+    kept = tmp_path / "out.rejected.parquet"
+    arguments = ("ingest", source, "--out", tmp_path / "out", "--max-rejected")
+    code, _, errors = run_recsys(*arguments, "33%")
+    assert code == 3
+    assert "2 of 6 rows are no events, more than --max-rejected 33% allows; 1 of them for: missing user_id" in errors
+    assert f"({source}, line 6: " in errors
+    assert pl.read_parquet(kept)["reason"].to_list() == ["missing user_id", "unreadable timestamp"]
+    assert sorted(os.listdir(tmp_path)) == ["log.csv", "out.rejected.parquet"]
+    assert run_recsys(*arguments, "1")[0] == 3
+    assert run_recsys(*arguments, "34%")[0] == 0
+    assert run_recsys(*arguments, "2", "--overwrite")[0] == 0
+    more = write(tmp_path, "user,item,ts\nb,x,soon\nb,z,30\n", "more.csv")
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    code, _, errors = run_recsys("ingest", more, "--append", "--out", tmp_path / "out", "--max-rejected", "10%")
+    assert (code, "1 of 2 rows are no events" in errors) == (3, True)
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("limit", ["some", "-1", "101%", "nan", "%"])
+def test_a_limit_that_is_none_is_refused(tmp_path: Path, limit: str) -> None:
+    with pytest.raises(ConfigError, match=f"--max-rejected {limit}: expected a share such as 1%"):
+        IngestConfig(sources=(tmp_path / "log.csv",), out=tmp_path / "out", max_rejected=limit)
 
 
 def test_the_manifest_says_where_it_came_from(tmp_path: Path) -> None:
@@ -148,14 +201,11 @@ def test_parts_together_are_the_dataset(tmp_path: Path, monkeypatch: pytest.Monk
     rows = "".join(f"u{place % 7},i{place % 5},{place % 3}\n" for place in range(60))
     source = write(tmp_path, "user,item,ts\n" + rows)
     whole = ingested(source, duplicates="keep").events()
-    monkeypatch.setattr(ingest_module, "write_events", lambda events, folder: WRITE_EVENTS(events, folder, 20))
+    monkeypatch.setattr(ingest_module, "num_parts", lambda events: num_parts(events, 20))
     parted = ingest(IngestConfig(sources=(source,), out=tmp_path / "parted", duplicates="keep"))
-    assert parted.manifest["counts"]["parts"] == 3
+    assert parted.manifest["counts"]["parts"] == 4
     assert not parted.events().equals(whole)
     assert parted.events().sort("user_id", maintain_order=True).equals(whole)
-
-
-WRITE_EVENTS = ingest_module.write_events
 
 
 @pytest.mark.parametrize(
@@ -201,7 +251,7 @@ def test_sources_must_agree(tmp_path: Path) -> None:
     timed, untimed = write(tmp_path, "user,item,ts\na,x,1\n", "1.csv"), write(tmp_path, "user,item\na,x\n", "2.csv")
     with pytest.raises(DataError, match=r"2\.csv: has no timestamp column, while the sources before it have a"):
         ingested(timed, untimed)
-    lists = [write(tmp_path, '["x"]\n', name) for name in ("1.jsonl", "2.jsonl")]
+    lists = [write(tmp_path, f'["{name}"]\n', name) for name in ("1.jsonl", "2.jsonl")]
     with pytest.raises(DataError, match=r"its users are line numbers, which repeat in the other 1 sources"):
         ingested(*lists)
     with pytest.raises(ConfigError, match="no source was named"):
@@ -224,12 +274,12 @@ import sys, time
 from dataclasses import fields
 from pathlib import Path
 from pipelines import ingest as module
-write_events = module.write_events
-def write_and_wait(events, folder):
-    write_events(events, folder)
+write_parts = module.write_parts
+def write_and_wait(*arguments):
+    write_parts(*arguments)
     print("written", flush=True)
     time.sleep(120)
-module.write_events = write_and_wait
+module.write_parts = write_and_wait
 module.ingest(module.IngestConfig(sources=(Path(sys.argv[1]),), out=Path(sys.argv[2])))
 """
 

@@ -124,6 +124,7 @@ def test_the_manifest_counts(tmp_path: Path) -> None:
         "validation_from": "1970-01-01T00:00:10+00:00",
         "test_from": "1970-01-01T00:00:20+00:00",
         "time": "timestamp",
+        "repeated_events": 0,
         "repeat_share": 0.0,
         "seen": "exclude",
     }
@@ -189,7 +190,7 @@ def test_seen_items_are_excluded_where_users_do_not_repeat_them(
 
 
 @given(st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("abc"), st.integers(0, 3)), min_size=1))
-def test_repeated_events_had_been_there_before(rows: list[Row]) -> None:
+def test_repeated_events_counts_events_that_had_been_there_before(rows: list[Row]) -> None:
     seen: set[tuple[str, str]] = set()
     repeats = 0
     for user, item, _ in rows:

@@ -18,8 +18,10 @@ from nightly import SMALL, WEAK, Webhook, champion_version, cycle, snapshot, tra
 
 from pipelines import cycle_steps, run_pipeline
 from pipelines import train as train_module
+from pipelines.append import begins
 from pipelines.champion import Champion, find_champion
 from pipelines.cycle import Cycle
+from pipelines.ingest import IngestConfig, ingest
 from pipelines.pipeline_config import load_pipeline
 from pipelines.reporter import Reporter
 from pipelines.run_lock import one_at_a_time
@@ -27,6 +29,7 @@ from recsys import steps
 from recsys.errors import DataError
 from recsys.registry import Holder, alias_holders, roll_back
 from recsys.runs import WEIGHTS, open_run
+from recsys.schema import open_dataset
 from recsys.steps import describe_input, sha256
 from recsys.tracking import mlflow_client
 from recsys.training import Trainer
@@ -82,6 +85,20 @@ def test_a_better_candidate_takes_the_place_of_the_champion(second: run_pipeline
     assert new.config["init"] == str(old.folder.parent / "selected"), "a refit has seen the validation events"
     kept = open_run(folder / "runs" / "champion")
     assert sha256(kept.folder / WEIGHTS) == sha256(old.folder / WEIGHTS)
+
+
+def test_a_later_cycle_appends_to_the_dataset_of_the_one_before(
+    first: Path, second: run_pipeline.Outcome, tmp_path: Path
+) -> None:
+    dataset = open_dataset(Path(second.record["folder"]) / "dataset")
+    assert [part["sources"] for part in dataset.manifest["history"]] == [1, 1]
+    logs = tuple(first / "logs" / f"night-{night}.csv" for night in range(2))
+    whole = ingest(IngestConfig(sources=logs, out=tmp_path / "whole"))
+    assert dataset.events().equals(whole.events())
+    assert dataset.manifest["inputs"] == whole.manifest["inputs"]
+    asked = IngestConfig(sources=logs[::-1], out=tmp_path / "other")
+    assert begins(dataset.manifest, asked, [describe_input(log) for log in logs[::-1]]) == 0
+    assert begins(dataset.manifest, replace(asked, time_unit="ms"), dataset.manifest["inputs"]) == 0
 
 
 def test_a_champion_that_has_learned_from_the_cases_is_told(first: Path, second: run_pipeline.Outcome) -> None:

@@ -25,10 +25,11 @@ from pipelines.ingest import IngestConfig, ingest
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.spark_engine import spark_session
 from recsys.errors import ConfigError, DataError
-from recsys.partitions import num_parts, write_events
+from recsys.partitions import num_parts
 from recsys.steps import read_manifest
 
 MASTER = "local-cluster[2,1,1024]"
+EVENTS_PER_PART = 30
 ENGINES = ("polars", "spark")
 
 
@@ -100,7 +101,6 @@ def written(folder: Path, rows: list[tuple[Any, ...]], files: int) -> list[Path]
 @given(
     rows=st.lists(EVENT, min_size=40, max_size=120),
     files=st.integers(1, 4),
-    parts=st.integers(1, 3),
     gap=st.sampled_from([0.0, 60.0]),
     least=st.integers(1, 2),
 )
@@ -108,7 +108,6 @@ def test_random_logs(
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[tuple[Any, ...]],
     files: int,
-    parts: int,
     gap: float,
     least: int,
 ) -> None:
@@ -116,15 +115,10 @@ def test_random_logs(
     folder = tmp_path_factory.mktemp("log")
     always = [(user, item, 1_600_000_000 + 60 * place, "1") for place, item in enumerate("abcabc") for user in "uvw"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spark_ingest, "num_parts", lambda events: num_parts(events, -(-events // parts)))
-        patch.setattr(pipelines.ingest, "write_events", in_parts(parts))
+        for module in (spark_ingest, pipelines.ingest):
+            patch.setattr(module, "num_parts", lambda events: num_parts(events, EVENTS_PER_PART))
         dataset = ingested(folder, written(folder, [*rows, *always, *rows[:5]], files))
     prepared(folder, dataset, split="last-item", session_gap=gap, min_user_events=least, min_item_events=least)
-
-
-def in_parts(parts: int) -> Callable[[pl.DataFrame, Path], int]:
-    """`write_events` for a log that is to have about so many parts."""
-    return lambda events, folder: write_events(events, folder, -(-len(events) // parts))
 
 
 @with_spark

@@ -1,6 +1,7 @@
 """Rows become events or are rejected, none is lost; order and duplicates against plain Python."""
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -92,7 +93,7 @@ def test_unreadable_rows_keep_the_readers_reason() -> None:
     frame = source.frame.with_columns(pl.Series("#problem", [None, "wrong number of fields"], dtype=pl.String))
     cleaned = clean(RawTable(path=source.path, layout="csv", frame=frame), ROLES, "s", first_order=0)
     assert cleaned.rejected.rows() == [
-        ("log.csv", 2, "wrong number of fields", '{"u":null,"i":null,"t":null,"v":null,"e":null}')
+        ("log.csv", 2, None, "wrong number of fields", '{"u":null,"i":null,"t":null,"v":null,"e":null}')
     ]
 
 
@@ -113,8 +114,8 @@ def test_float_ids_that_are_no_whole_numbers_stay_as_they_are() -> None:
 
 
 def test_columns_of_lists_cannot_be_ids() -> None:
-    with pytest.raises(DataError, match=r"log.parquet: column 'i' holds List\(String\), not single values"):
-        clean(columns(u=["a"], i=[["x"]]), {"user_id": "u", "item_id": "i"}, "s", first_order=0)
+    with pytest.raises(DataError, match=r"log.parquet: column 'i' holds List\(List\(String\)\), not single values"):
+        clean(columns(u=["a"], i=[[["x"]]]), {"user_id": "u", "item_id": "i"}, "s", first_order=0)
 
 
 def test_columns_of_other_things_cannot_be_times() -> None:
@@ -135,13 +136,13 @@ def test_the_bounds_of_plausible_times() -> None:
 def test_a_unit_that_makes_most_times_implausible_is_refused() -> None:
     rows: list[Row] = [("a", "x", time, None, None) for time in ("5", "1600000000000", "1600000000001")]
     half, most = (clean(table(rows[:count]), ROLES, "s", first_order=0) for count in (2, 3))
-    refuse_wrong_unit(half, "s")
+    refuse_wrong_unit(len(half.events) + len(half.rejected), half.rejected, "s")
     with pytest.raises(
         DataError,
         match=r"log.csv: times of 2 of 3 rows, read with --time-unit s, lie outside the years 1900 to 2261 \(row 2: .*"
         "1600000000000.*name the right --time-unit",
     ):
-        refuse_wrong_unit(most, "s")
+        refuse_wrong_unit(3, most.rejected, "s")
 
 
 def test_bytes_in_a_rejected_row_are_shown() -> None:
@@ -175,6 +176,24 @@ def test_nothing_accepted_says_the_commonest_reason() -> None:
     with pytest.raises(
         DataError, match=r"log.csv: all 3 rows were rejected, 2 of them for: unreadable timestamp \(row 2: "
     ):
-        refuse_empty(cleaned, [Path("log.csv")])
+        refuse_empty(0, cleaned.rejected, [Path("log.csv")])
     with pytest.raises(DataError, match=r"log.csv and 1 more: a header and no data rows"):
-        refuse_empty(clean(table([]), ROLES, "s", first_order=0), [Path("log.csv"), Path("b.csv")])
+        refuse_empty(0, cleaned.rejected.clear(), [Path("log.csv"), Path("b.csv")])
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [['["x", "y"]', "['z', 7]", "[]", None], [["x", "y"], ["z", "7"], [], None], ["['x', 'y']", "[oops]", "", "[]"]],
+)
+def test_a_row_of_several_items_is_an_event_each(lists: list[Any]) -> None:
+    cleaned = clean(columns(u=list("abcd"), i=lists), {"user_id": "u", "item_id": "i"}, "s", first_order=10)
+    if "[oops]" in lists:
+        assert cleaned.events["item_id"].to_list() == [lists[0], lists[1], lists[3]], "not all are lists"
+        return
+    assert cleaned.events.select("user_id", "item_id", "timestamp").rows() == [
+        ("a", "x", 11),
+        ("a", "y", 12),
+        ("b", "z", 13),
+        ("b", "7", 14),
+    ]
+    assert cleaned.rejected.select("row", "reason").rows() == [(3, "missing item_id"), (4, "missing item_id")]

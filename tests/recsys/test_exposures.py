@@ -9,10 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.ingest import IngestConfig, ingest
 from recsys.errors import ConfigError, DataError
-from recsys.exposures import Attribution, Exposures, Outcomes, join_outcomes, read_exposures, read_impressions
+from recsys.exposures import (
+    Attribution,
+    Exposures,
+    Outcomes,
+    erase_user,
+    join_outcomes,
+    read_exposures,
+    read_impressions,
+    read_outcomes,
+)
 
 WINDOW = 10
+TIME = 1_700_000_000_000_000
 ITEMS = ("a", "b", "c")
 
 
@@ -168,3 +179,28 @@ def test_what_is_no_log_is_said(tmp_path: Path) -> None:
         read_exposures(folder)
     with pytest.raises(ConfigError, match="window=0 microseconds holds no event"):
         Attribution(window=0)
+
+
+def test_a_user_is_erased_from_every_part(tmp_path: Path) -> None:
+    shown = [answer("1", 5, ["a"]), answer("2", 6, ["a"], user_id="bob"), answer("3", 7, ["a"], user_id=None)]
+    folder = log(tmp_path, shown, [event("a", 6), event("a", 7, user_id="bob")])
+    untouched = (folder / "answers" / "part-1.parquet").stat()
+    assert erase_user(folder, "ann") == 2
+    assert read_exposures(folder)["user_id"].to_list() == ["bob", None]
+    assert read_outcomes(folder)["user_id"].to_list() == ["bob"]
+    assert (folder / "answers" / "part-1.parquet").stat() == untouched
+    assert erase_user(folder, "ann") == 0
+
+
+def test_a_log_is_ingested_by_its_outcomes(tmp_path: Path) -> None:
+    events = [event("a", TIME + 6, event_type="sale", value=2.5), event("b", TIME + 7), event("a", TIME + 6)]
+    folder = log(tmp_path / "log", [answer("1", 5, ["a", "b"])], events)
+    rows = ingest(IngestConfig(sources=(folder,), out=tmp_path / "dataset")).events()
+    assert rows.select("user_id", "item_id", "timestamp", "event_type", "value").rows() == [
+        ("ann", "a", TIME + 6, "sale", 2.5),
+        ("ann", "a", TIME + 6, None, None),
+        ("ann", "b", TIME + 7, None, None),
+    ]
+    empty = log(tmp_path / "empty", [answer("1", 5, ["a"])], [])
+    with pytest.raises(DataError, match="an exposure log without outcomes: no client has sent an event yet"):
+        ingest(IngestConfig(sources=(empty,), out=tmp_path / "none"))

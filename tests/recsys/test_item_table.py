@@ -68,11 +68,17 @@ def test_an_attribute_whose_name_is_taken_keeps_its_content() -> None:
 
 
 def test_every_item_of_events_or_table_is_there() -> None:
-    events = pl.DataFrame({"item_id": ["c", "b"]})
-    items, counts = all_items(events, pl.DataFrame({"item_id": ["z", "b"], "title": ["Z", "B"]}))
+    seen = pl.DataFrame({"item_id": ["b", "c"]})
+    items, counts = all_items(seen, pl.DataFrame({"item_id": ["z", "b"], "title": ["Z", "B"]}))
     assert items.rows() == [("b", "B"), ("c", None), ("z", "Z")]
-    assert counts == {"items_with_attributes": 1, "items_without_attributes": 1, "attributes_without_events": 1}
-    assert all_items(events, None)[0].rows() == [("b",), ("c",)]
+    assert counts == {
+        "items_with_attributes": 1,
+        "items_without_attributes": 1,
+        "attributes_without_events": 1,
+        "examples_without_attributes": ["c"],
+        "examples_without_events": ["z"],
+    }
+    assert all_items(seen, None)[0].rows() == [("b",), ("c",)]
 
 
 def test_a_table_without_ids_is_refused() -> None:
@@ -89,3 +95,9 @@ def test_the_atomic_item_file_of_the_same_stem_is_found(tmp_path: Path) -> None:
     (tmp_path / "b.item.gz").touch()
     with pytest.raises(ConfigError, match="two item tables beside the sources; choose one with --items"):
         sibling_item_table(sources)
+
+
+def test_python_lists_in_cells_are_lists() -> None:
+    values = pl.Series(["['Home & Kitchen', \"Men's\"]", "[['a', 'b'], ['a', 'c']]", "[broken, 'x'", None])
+    assert as_categories(values).to_list() == [["Home & Kitchen", "Men's"], ["a", "b", "c"], ["[broken, 'x'"], None]
+    assert as_text(values).to_list() == ["Home & Kitchen, Men's", "a, b, a, c", "[broken, 'x'", None]

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.errors import ConfigError, DataError, RecsysError
-from recsys.readers import SourceFormat, detect_format, read_table
+from recsys.readers import SourceFormat, read_table, recognise
 from recsys.source_files import PROBLEM, ROW, RawTable, ReadOptions, expand_sources
 
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\x1e"), min_size=1)
@@ -63,7 +64,7 @@ def parquet(frame: pl.DataFrame) -> bytes:
 )
 def test_formats_are_told_apart(tmp_path: Path, name: str, content: bytes, found: str) -> None:
     (tmp_path / name).write_bytes(content)
-    assert detect_format(tmp_path / name) == found
+    assert recognise(tmp_path / name).format == found
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";", "|", "::", " "])
@@ -180,9 +181,9 @@ TRUNCATED = gzip.compress(b"user,item\n" * 1000, mtime=0)[:-20]
         ("a.csv", b" \n\n", {}, DataError, "a.csv: the file holds only blank lines"),
         ("a.csv", b"user,item\n\xff,1\n", {}, DataError, r"not utf-8: byte 0xff at offset 10 .*--encoding latin-1"),
         ("a.csv", b"u,i\n", {"encoding": "klingon"}, ConfigError, "encoding='klingon' is not known"),
-        ("a.csv.gz", TRUNCATED, {}, DataError, "a.csv.gz: truncated or damaged gzip file"),
-        ("a.csv.gz", b"user,item\n", {}, DataError, "a.csv.gz: named .gz, but not a gzip file"),
-        ("a.txt.gz", TRUNCATED[:15], {}, DataError, "a.txt.gz: truncated or damaged gzip file"),
+        ("a.csv.gz", TRUNCATED, {}, DataError, "a.csv.gz: truncated or damaged packed file"),
+        ("a.csv.gz", b"user,item\n", {}, DataError, "a.csv.gz: named .gz, but not packed so"),
+        ("a.txt.gz", TRUNCATED[:15], {}, DataError, "a.txt.gz: truncated or damaged packed file"),
         ("a.csv", b"user,item,user\n", {}, DataError, "its header names 'user' twice"),
         ("a.csv", b'user,item\nu1,"open\nu2,i2\n', {}, DataError, "a quote that is never closed"),
         (
@@ -232,7 +233,7 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
 def test_missing_doubled_and_empty_sources(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
         expand_sources([tmp_path / "nowhere.csv"])
-    with pytest.raises(DataError, match=r"a folder without \*.parquet files"):
+    with pytest.raises(DataError, match=r"a folder without log files \(\.csv, "):
         expand_sources([tmp_path])
     (tmp_path / "a.csv").touch()
     with pytest.raises(ConfigError, match=r"a\.csv: given more than once"):
@@ -263,7 +264,10 @@ def test_an_object_of_objects_is_an_item_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1, 2]", "is not one JSON object with entries; for an object a line use --format jsonl"),
+        (
+            "[1, 2]",
+            "is not one JSON object with entries, nor a row of objects .*; for an object a line",
+        ),
         ("{}", "is not one JSON object with entries"),
         ('{"7": [1], "7": [2]}', "names '7' twice in one object; one of the two would be lost"),
         (
@@ -293,5 +297,111 @@ def test_one_window_a_user_is_the_whole_history(tmp_path: Path) -> None:
 def test_json_lines_in_another_encoding_are_told_from_one_object(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     path.write_bytes('{"user": "é", "item": "1"}\n{"user": "b", "item": "2"}'.encode("latin-1"))
-    assert detect_format(path, "latin-1") == "jsonl"
+    assert recognise(path, "latin-1").format == "jsonl"
     assert read_table(path, "auto", ReadOptions(encoding="latin-1")).frame["user"].to_list() == ["é", "b"]
+
+
+def test_zstd_is_unpacked_and_damage_is_named(tmp_path: Path) -> None:
+    packed = zstandard.compress(b"user,item\na,x\n")
+    assert cells(read(tmp_path / "a.csv.zst", packed)) == [("a", "x")]
+    assert recognise(tmp_path / "a.csv.zst").format == "csv"
+    assert cells(read(tmp_path / "a.txt", zstandard.compress(b"a x y\n"))) == [("a", "x"), ("a", "y")]
+    for name in ("b.csv.zst", "b.txt.zst"):
+        with pytest.raises(DataError, match=f"{name}: truncated or damaged packed file"):
+            read(tmp_path / name, packed[:-6])
+    with pytest.raises(DataError, match=r"c\.csv\.zst: named \.zst, but not packed so"):
+        read(tmp_path / "c.csv.zst", b"user,item\n")
+
+
+OBJECTS = [{"user": "é}", "item": "x", "n": [1, {"a": 2}]}, {"item": "y\n", "user": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("".join(map(json.dumps, OBJECTS)), [1, 1]),
+        ("\n".join(json.dumps(entry, indent=2) for entry in OBJECTS), [1, 11]),
+        (json.dumps(OBJECTS), [1, 1]),
+        (json.dumps(OBJECTS, indent=1), [2, 12]),
+        ("[\n" + ",\n".join(map(json.dumps, OBJECTS)) + "\n]\n", [2, 3]),
+    ],
+)
+@pytest.mark.parametrize("name", ["log", "log.json"])
+def test_objects_come_in_a_row_in_any_layout(tmp_path: Path, name: str, text: str, lines: list[int]) -> None:
+    table = read(tmp_path / name, text)
+    assert table.frame.select("user", "item", ROW).rows() == [("é}", "x", 1), ("b", "y\n", 2)]
+    assert table.frame["n"].to_list() == ['[1, {"a": 2}]', None]
+    assert table.lines().to_list() == lines
+    assert (table.layout, table.told_by) == ("json, objects in a row", "an object or list goes over the whole file")
+
+
+def test_a_broken_object_among_others_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"object 2, which begins in line 4, cannot be read .*mend or cut it"):
+        read(tmp_path / "log.json", '{\n"user": 1}\n\n{"user": 2,, "item": 3}', "json")
+
+
+def test_python_literals_are_read_line_by_line(tmp_path: Path) -> None:
+    text = (
+        "{'reviewerID': \"O'Hara\", 'asin': '0001', 'helpful': [0, 1], 'vote': None}\n"
+        "{'reviewerID': open('x')}\n"
+        '{"reviewerID": "b", "asin": "2"}\n'
+    )
+    table = read(tmp_path / "reviews.json", text)
+    assert table.frame.select("reviewerID", "asin", "helpful", PROBLEM).rows() == [
+        ("O'Hara", "0001", "[0, 1]", None),
+        (None, None, None, "not a JSON object"),
+        ("b", "2", None, None),
+    ]
+    assert table.layout == "jsonl, literals"
+
+
+def test_baskets_and_parts_of_one_object(tmp_path: Path) -> None:
+    baskets = {"train": {"u": [[5, 6], [5]], "v": [[7]]}, "test": {"w": [[], [8]], "x": [[]]}}
+    table = read(tmp_path / "baskets.json", json.dumps(baskets))
+    assert table.frame.select("user_id", "item_id", "session_id", ROW).rows() == [
+        ("u", "5", "1", 1),
+        ("u", "6", "1", 1),
+        ("u", "5", "2", 1),
+        ("v", "7", "1", 2),
+        ("w", "8", "2", 3),
+        ("x", None, "0", 4),
+    ]
+    assert table.layout == "json, baskets by user, below train, test"
+    flat = read(tmp_path / "parts.json", '{"a": {"u": [1]}, "b": {"v": [2, 3]}}')
+    assert flat.frame.select("user_id", "item_id").rows() == [("u", "1"), ("v", "2"), ("v", "3")]
+    twice = read(tmp_path / "twice.json", '{"a": {"u": [1]}, "b": {"u": [2]}}')
+    assert twice.frame.select("user_id", "item_id").rows() == [("a/u", "1"), ("b/u", "2")]
+    assert twice.layout == "json, items by user, below and behind a, b"
+
+
+def test_folders_patterns_and_partitions(tmp_path: Path) -> None:
+    for day in ("2026-03-02", "2026-03-01"):
+        folder = tmp_path / "logs" / f"date={day}" / "shop=a%20b"
+        folder.mkdir(parents=True)
+        (folder / "hour_00.csv").write_text(f"user,item,shop\n{day[-1]},x,own\n")
+        (folder / "_SUCCESS.csv").touch()
+        (folder / "notes.md").touch()
+    found = expand_sources([tmp_path / "logs"])
+    assert found == expand_sources([tmp_path / "logs" / "**" / "hour*.csv"])
+    assert [path.parts[-3] for path in found] == ["date=2026-03-01", "date=2026-03-02"]
+    table = read_table(found[0], "auto", ReadOptions())
+    assert table.frame.select("user", "item", "shop", "date").rows() == [("1", "x", "own", "2026-03-01")]
+    with pytest.raises(DataError, match="no file matches it as a pattern"):
+        expand_sources([tmp_path / "*.csv"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.tsv", b"user\titem\n", "the name ends in .tsv"),
+        ("a", b"user;item\n", "';' parts the first line"),
+        ("a", b"1::2::3::4\n", "'::' parts the first line"),
+        ("a", b"user item\n", "the first line names a user and an item column"),
+        ("a", b"1 2\n", "blanks part the first line"),
+        ("a", b'{"user": 1}\n', "the first line is an object"),
+        ("a", b'["1"]\n', "the first line is a list"),
+    ],
+)
+def test_what_told_the_format_is_said(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert recognise(tmp_path / name).reason == reason

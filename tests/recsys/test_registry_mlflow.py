@@ -11,6 +11,7 @@ from recsys.bundle import Bundle, open_bundle
 from recsys.errors import ConfigError, RegistryError
 from recsys.registry import Registered, alias_holders, fetch_bundle, register_bundle, roll_back
 from recsys.tracking import experiment_id, mlflow_client
+from serving.sources import source_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,3 +144,19 @@ def test_looking_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'none.db'}")
     assert alias_holders("held", "champion") == []
     assert not list(tmp_path.iterdir())
+
+
+def test_what_an_alias_names_changes_as_it_moves(bundles: list[Bundle]) -> None:
+    """By this a service finds that there is something to load."""
+    register_bundle(bundles[0], "followed", "champion")
+    source = source_of("models:/followed@champion")
+    first = source.look()
+    assert source.look().token == first.token
+    register_bundle(bundles[1], "followed", "champion")
+    second = source.look()
+    assert second.token != first.token
+    assert [open_bundle(offer.fetch().folder).version for offer in (first, second)] == [
+        bundle.version for bundle in bundles[:2]
+    ]
+    roll_back("followed", "champion")
+    assert source.look().token == first.token

@@ -3,15 +3,17 @@
 import fcntl
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import IO
 
 import pytest
 
-from recsys import __version__
+from recsys import __version__, steps
 from recsys.errors import DataError
 from recsys.steps import git_commit, partial_folder, read_manifest, write_json, writing_step
 
@@ -218,3 +220,35 @@ def test_a_log_is_described_as_it_was_when_the_step_began(tmp_path: Path) -> Non
     with writing_step("test", tmp_path / "out", config={}, inputs=[log]):
         log.write_text("before and after")
     assert read_manifest(tmp_path / "out", "test")["inputs"][0]["bytes"] == len("before")
+
+
+def test_a_reader_never_finds_the_folder_missing_while_it_is_replaced(tmp_path: Path) -> None:
+    if not steps._exchanged(tmp_path, tmp_path):
+        pytest.skip("this system cannot make folders change places")
+    out, stop, missed = tmp_path / "out", threading.Event(), list[int]()
+
+    def replace() -> None:
+        for number in range(30):
+            with writing_step("ingest", out, config={}, overwrite=True) as step:
+                (step.folder / "part").write_text(str(number))
+        stop.set()
+
+    with writing_step("ingest", out, config={}):
+        pass
+    writer = threading.Thread(target=replace)
+    writer.start()
+    while not stop.is_set():
+        missed += [1] * (not (out / "manifest.json").exists())
+    writer.join()
+    assert not missed
+    assert (out / "part").read_text() == "29"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_systems_that_cannot_exchange_rename_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_exchanged", lambda *_: False)
+    for text in ("old", "new"):
+        with writing_step("ingest", tmp_path / "out", config={}, overwrite=True) as step:
+            (step.folder / "part").write_text(text)
+    assert (tmp_path / "out" / "part").read_text() == "new"
+    assert os.listdir(tmp_path) == ["out"]

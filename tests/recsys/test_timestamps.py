@@ -2,6 +2,7 @@
 
 import logging
 from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
 
 import polars as pl
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.errors import DataError
-from recsys.timestamps import guess_unit, to_microseconds
+from recsys.timestamps import TimeUnit, guess_unit, to_microseconds
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MOMENTS = st.datetimes(datetime(1950, 1, 1), datetime(2090, 1, 1))
@@ -97,3 +98,18 @@ def test_numbers_too_small_for_seconds_are_remarked(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         assert guess_unit(pl.Series([458_435, 20])) == "s"
     assert "pass --time-unit" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("unit", "written", "days"),
+    [
+        ("mmdd", ["0829", 829, "229", "0230", "x", None], ["2000-08-29", "2000-08-29", "2000-02-29", None, None, None]),
+        ("yyyymmdd", ["20260301", 20260301, "2026031", "", None], ["2026-03-01", "2026-03-01", None, None, None]),
+    ],
+)
+def test_days_written_as_digits(unit: TimeUnit, written: list[Any], days: list[str | None]) -> None:
+    times = pl.Series([None if value is None else str(value) for value in written], dtype=pl.String)
+    expected = pl.Series(days, dtype=pl.String).str.to_datetime("%Y-%m-%d", time_unit="us").dt.epoch("us")
+    assert to_microseconds(times, unit).to_list() == expected.to_list()
+    numbers = pl.Series([value for value in written if isinstance(value, int)])
+    assert to_microseconds(numbers, unit).to_list() == expected.to_list()[1:2]

@@ -46,7 +46,8 @@ def test_examples_of_answers_have_every_field(operations, client) -> None:
 def test_examples_of_requests_are_answered(route, client) -> None:
     method, path = route
     answer = client.request(method, path, json=REQUESTS[route])
-    expected = 409 if path == "/v1/items" else 200  # this bundle's model reads no texts
+    impossible = {"/v1/items", "/v1/models/rollback"}  # this bundle's model reads no texts, and no other was before
+    expected = 409 if path in impossible else 200
     assert answer.status_code in {expected, 202}, answer.text
 
 

@@ -154,7 +154,7 @@ def test_answers_are_the_same_with_and_without(
     """Three users' events come in any order, and each is asked about after each of them; windows of ten slide."""
     histories: dict[int, list[str]] = {}
     known: set[tuple[str, ...]] = set()
-    clients[0].app.state.service.recommender._encodings.clear()  # type: ignore[attr-defined]
+    clients[0].app.state.variants.control.service.recommender._encodings.clear()  # type: ignore[attr-defined]
     for user, item in events:
         histories.setdefault(user, []).append(f"item-{item + 20:02}")
         body = {"history": histories[user], "k": 7}
@@ -176,7 +176,7 @@ def test_answers_are_the_same_with_and_without(
 
 def kept_memory(client: TestClient) -> set[str]:
     """What the bundle's encoder gives beside vectors."""
-    encoder = client.app.state.service.encoder  # type: ignore[attr-defined]
+    encoder = client.app.state.variants.control.service.encoder  # type: ignore[attr-defined]
     return {"keys"} if encoder.goes_on else set()
 
 

@@ -77,7 +77,7 @@ def test_without_a_valid_key_nothing_is_told(client_of, sasrec, file) -> None:
             assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
             assert answer.headers["WWW-Authenticate"] == "Bearer"
             assert answer.json()["detail"] == "no valid API key; send one as Authorization: Bearer KEY"
-    assert client.app.state.service.state.history("ann") == []
+    assert client.app.state.variants.stores.state.history("ann") == []
     for path in ("/health/live", "/health/ready", "/openapi.json", "/static/style.css"):
         assert client.get(path).status_code == 200
 
@@ -229,14 +229,14 @@ def test_a_rate_that_is_none_is_refused(text, client_of, sasrec) -> None:
 
 def test_what_takes_too_long_is_a_503_and_the_next_request_is_answered(client_of, sasrec, monkeypatch) -> None:
     client = client_of(sasrec, request_seconds=0.2, threads=1)
-    answers, released = client.app.state.service.recommender.recommend, threading.Event()
+    answers, released = client.app.state.variants.control.service.recommender.recommend, threading.Event()
 
     def slow(query: object) -> object:
         released.wait(30)
         return answers(query)
 
     with monkeypatch.context() as patch:
-        patch.setattr(client.app.state.service.recommender, "recommend", slow)
+        patch.setattr(client.app.state.variants.control.service.recommender, "recommend", slow)
         late = client.post("/v1/recommend", json={"history": []})
     assert (late.status_code, late.headers["content-type"]) == (503, "application/problem+json")
     assert late.json()["detail"] == "no answer within 0.2 s; try again later"

@@ -1,14 +1,12 @@
-"""Some of what `python -m benchmarks.hostile` sends, over real sockets: nothing is a 5xx, nothing comes back as markup."""
+"""Some of what `python -m benchmarks.hostile` sends, over real sockets: never a 5xx, and no markup comes back."""
 
-import threading
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from listening import listening
 
 from benchmarks.hostile import KINDS, Attack, Outcome, attacks, request, sent
-from serving.app import create_app
-from serving.run import Server, bound_socket
 from serving.settings import Settings
 
 EACH = 20
@@ -16,15 +14,8 @@ EACH = 20
 
 @pytest.fixture(scope="module")
 def port(sasrec, tmp_path_factory) -> Iterator[int]:
-    settings = Settings(state=tmp_path_factory.mktemp("state") / "state.sqlite", drain_seconds=0)
-    with bound_socket("127.0.0.1", 0) as listener:
-        server = Server(create_app(sasrec.folder, settings), settings)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        listener.listen()
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        thread.join(timeout=30)
+    with listening(sasrec.folder, Settings(state=tmp_path_factory.mktemp("state") / "state.sqlite")) as port:
+        yield port
 
 
 def test_no_attack_is_answered_by_a_5xx_or_by_markup(port) -> None:

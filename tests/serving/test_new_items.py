@@ -25,6 +25,8 @@ from recsys.contracts import TrainableRetriever
 from recsys.export import write_bundle_files
 from recsys.item_sentences import attribute_names, item_attributes, item_sentences
 from recsys.steps import MANIFEST, sha256, writing_step
+from serving.app import create_app
+from serving.settings import Settings
 
 COLOURS = ("red", "blue", "green", "old", "new")
 THINGS = ("shoe", "hat", "book", "saw", "lamp", "cup", "door")
@@ -261,7 +263,7 @@ def test_what_cannot_be_added_is_refused_whole(client: TestClient, item: Any, st
 
 def test_an_item_that_fails_leaves_nothing_behind(client_of: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     client = client_of(shop)
-    reader = client.app.state.service.reader
+    reader = client.app.state.variants.control.service.reader
     with monkeypatch.context() as patch:
         patch.setattr(reader, "write", lambda *_: 1 / 0)
         post(client, [LAMP, DOOR], 500)
@@ -323,3 +325,25 @@ def test_requests_go_on_while_items_come(client: TestClient) -> None:
 
 def test_a_model_of_ids_takes_none(client_of: Any, sasrec) -> None:
     assert "model sasrec takes no new items" in post(client_of(sasrec), LAMP, 409)["detail"]
+
+
+def test_new_items_survive_another_bundle_and_the_way_back(shop: Shop, tmp_path: Path) -> None:
+    """Those that came before it was loaded, while it was, and while it answered; and what was written anew."""
+    later = Path(shutil.copytree(shop.folder, tmp_path / "later"))
+    manifest = json.loads((later / MANIFEST).read_text())
+    (later / MANIFEST).write_text(json.dumps(manifest | {"seed": 1}))
+    link = tmp_path / "link"
+    link.symlink_to(shop.folder)
+    with TestClient(create_app(link, Settings(state=tmp_path / "state.sqlite", watch_seconds=0))) as client:
+        post(client, LAMP)
+        before = ranking(client, ["lamp", "item-03"])
+        link.unlink()
+        link.symlink_to(later)
+        assert client.post("/v1/models/reload", json={}).json()["swapped"] is True
+        assert ranking(client, ["lamp", "item-03"]) == pytest.approx(before, abs=1e-5)
+        post(client, [DOOR, {"item_id": "lamp", "title": "red shoe"}])
+        after = ranking(client, ["lamp", "door"])
+        assert client.post("/v1/models/rollback", json={}).status_code == 200
+        assert ranking(client, ["lamp", "door"]) == pytest.approx(after, abs=1e-5)
+        assert client.get("/v1/items/lamp").json()["title"] == "red shoe"
+        assert client.get("/version").json()["new_items"] == 2

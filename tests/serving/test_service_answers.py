@@ -165,7 +165,7 @@ def test_item_details_hold_the_other_fields_and_ids_may_hold_slashes(client) -> 
 def test_version_names_the_bundle_and_what_was_measured(client, sasrec) -> None:
     version = client.get("/version").json()
     answer = recommend(client, history=["item-05"])
-    assert version["bundle"] == answer["model_version"] == client.app.state.service.bundle.version
+    assert version["bundle"] == answer["model_version"] == client.app.state.variants.control.service.bundle.version
     assert (version["model"], version["items"], version["max_len"]) == ("sasrec", sasrec.catalog.num_items, 10)
     assert version["metrics"] == {"test": {"ndcg_at_10": 0.25}}
 

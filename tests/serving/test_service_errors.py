@@ -80,7 +80,11 @@ def test_a_wrong_path_or_method_is_a_problem_too(method, path, status, client) -
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("OPTIONS", "/v1/items/a/b", "GET, DELETE"), ("PUT", "/v1/users/ann", "GET, DELETE"), ("GET", "/v1/items", "POST")],
+    [
+        ("OPTIONS", "/v1/items/a/b", "GET, DELETE"),
+        ("PUT", "/v1/users/ann", "GET, DELETE"),
+        ("GET", "/v1/items", "POST"),
+    ],
 )
 def test_a_wrong_method_is_told_those_of_all_routes_with_this_path(method, path, allowed, client) -> None:
     answer = client.request(method, path)
@@ -101,7 +105,7 @@ def test_more_events_than_are_taken_is_a_413_and_stores_nothing(client_of, sasre
     client = client_of(sasrec, max_events=2)
     answer = client.post("/v1/events", json=[{"user_id": "ann", "item_id": "a"}] * 3)
     assert answer.status_code == 413
-    assert client.app.state.service.state.history("ann") == []
+    assert client.app.state.variants.stores.state.history("ann") == []
 
 
 @pytest.mark.parametrize("chunked", [True, False])
@@ -130,7 +134,7 @@ def test_an_id_that_is_not_plain_is_replaced(offered, client) -> None:
 
 
 def test_a_bug_tells_the_client_nothing_but_an_id(client, monkeypatch) -> None:
-    monkeypatch.setattr(client.app.state.service.recommender, "recommend", lambda _: 1 // 0)
+    monkeypatch.setattr(client.app.state.variants.control.service.recommender, "recommend", lambda _: 1 // 0)
     answer = client.post("/v1/recommend", json={"history": []}, headers={"X-Request-ID": "abc"})
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
     assert (answer.json()["request_id"], answer.headers["X-Request-ID"]) == ("abc", "abc")

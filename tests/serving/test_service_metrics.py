@@ -49,4 +49,4 @@ def test_each_app_counts_for_itself_and_names_its_bundle(client, client_of, bert
     other = client_of(bert4rec, state=tmp_path / "other.sqlite")
     counts = samples(other)
     assert ("recsys_requests_total", "/version", "200") not in counts
-    assert counts["recsys_bundle", "bert4rec", other.app.state.service.bundle.version] == 1
+    assert counts["recsys_bundle", "bert4rec", other.app.state.variants.control.service.bundle.version] == 1

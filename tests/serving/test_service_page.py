@@ -129,3 +129,44 @@ def test_every_input_has_a_label(client) -> None:
     inputs = {attrs["id"] for tag, attrs in tags if tag == "input" and attrs.get("type") != "hidden"}
     assert inputs == {attrs["for"] for tag, attrs in tags if tag == "label"}
     assert ("html", {"lang": "en"}) in tags
+
+
+@pytest.fixture
+def compared(client_of, sasrec, bert4rec) -> TestClient:
+    """A service of two further variants."""
+    variants = {"new": str(bert4rec.folder), "twin": str(sasrec.folder)}
+    return client_of(sasrec, variants=variants, watch_seconds=0)
+
+
+def test_two_variants_stand_side_by_side(compared) -> None:
+    ask = {"history": ["item-05", "item-30"]}
+    compared.put("/v1/variants", json={"weights": {"new": 1}})
+    own = [item["title"] or item["item_id"] for item in compared.post("/v1/recommend", json=ask).json()["items"]]
+    compared.post("/v1/variants/stop", json={})
+    control = [item["title"] or item["item_id"] for item in compared.post("/v1/recommend", json=ask).json()["items"]]
+    text = page(compared, item=ask["history"])
+    assert titles(text, "answer-heading") == control
+    assert titles(text, "answer-heading-new") == own != control
+    assert "Recommendations by control" in text
+    assert f"<dd>{len(set(own) & set(control))} of 10</dd>" in text
+    ids = re.findall(r'id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_another_variant_can_be_chosen_and_stays(compared) -> None:
+    text = page(compared, item="item-05")
+    (link,) = [attrs["href"] for tag, attrs in Tags(text).found if tag == "a" and "beside=twin" in str(attrs["href"])]
+    text = page(compared, **parse_qs(urlsplit(str(link)).query))
+    assert titles(text, "answer-heading") == titles(text, "answer-heading-twin")
+    assert "<dd>10 of 10</dd>" in text
+    assert all("beside=twin" in added for added in Tags(text).links("Add "))
+    hidden = [attrs["value"] for _, attrs in Tags(text).found if attrs.get("name") == "beside"]
+    assert hidden == ["twin", "twin"]
+    assert compared.get("/", params={"beside": "nobody"}).status_code == 404
+    assert compared.get("/", params={"beside": HOSTILE[:64]}).status_code == 404
+
+
+def test_one_variant_stands_alone(client) -> None:
+    text = page(client, item="item-05")
+    assert '<h2 id="answer-heading">Recommendations</h2>' in text
+    assert 'class="two"' not in text

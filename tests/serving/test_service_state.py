@@ -135,7 +135,7 @@ def test_concurrent_requests_lose_nothing(client) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda body: post_events(client, body), [*bodies, *bodies]))
     assert sum(answer["stored"] for answer in answers) == len(bodies)
-    assert sorted(client.app.state.service.state.history("ann")) == sorted(body["item_id"] for body in bodies)
+    assert sorted(client.app.state.variants.stores.state.history("ann")) == sorted(body["item_id"] for body in bodies)
 
 
 @pytest.mark.parametrize("kind", ["no folder", "not a database"])

@@ -69,7 +69,7 @@ def test_a_deleted_user_leaves_nothing_behind(client, tmp_path) -> None:
     assert b"somebody" in files(tmp_path)
     assert client.delete("/v1/users/somebody").json()["events"] == 3
     assert b"somebody" not in files(tmp_path)
-    assert client.app.state.service.recommender.cache_size().entries == 0
+    assert client.app.state.variants.control.service.recommender.cache_size().entries == 0
     assert client.get("/v1/users/somebody").json()["events"] == []
     assert "Nothing is stored for this user." in client.get("/?user=somebody").text
     assert recommend(client, user_id="somebody")["source"] == "no_history"
@@ -80,16 +80,17 @@ def test_a_deleted_user_leaves_nothing_behind(client, tmp_path) -> None:
 
 def test_a_user_deleted_while_being_answered_leaves_no_encoding(client, monkeypatch) -> None:
     """The history was read before the deletion, and would be kept after it."""
-    service = client.app.state.service
+    variants = client.app.state.variants
+    service = variants.control.service
     send(client, "ann", "item-07", "item-12")
-    read = service.state.history
+    read = service.stores.state.history
 
     def deleted_meanwhile(user_id: str) -> list[str]:
         history = read(user_id)
-        service.forget(user_id)
+        variants.forget(user_id)
         return history
 
-    monkeypatch.setattr(service.state, "history", deleted_meanwhile)
+    monkeypatch.setattr(service.stores.state, "history", deleted_meanwhile)
     assert service.recommender.recommend(Query(user_id="ann")).history_length == 2
     assert service.recommender.cache_size().entries == 0
 
@@ -101,11 +102,11 @@ def test_a_deletion_in_one_process_reaches_what_the_other_keeps(seen_by, client,
     send(client, "ann", "item-07")
     assert recommend(other, user_id="ann")["history_length"] == recommend(client, user_id="ann")["history_length"] == 1
     assert other.delete("/v1/users/ann").json()["events"] == 1
-    assert client.app.state.service.recommender.cache_size().entries > 0
+    assert client.app.state.variants.control.service.recommender.cache_size().entries > 0
     if seen_by is not None:
         assert client.get(seen_by).status_code == 200
     assert recommend(client, user_id="bob")["source"] == "no_history"
-    assert client.app.state.service.recommender.cache_size().entries == 0
+    assert client.app.state.variants.control.service.recommender.cache_size().entries == 0
     assert recommend(client, user_id="ann")["history_length"] == 0
     with sqlite3.connect(tmp_path / "state.sqlite") as file:
         assert file.execute("SELECT count(*) FROM events").fetchone() == (0,)

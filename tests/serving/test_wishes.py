@@ -64,7 +64,7 @@ def shop(sasrec, tmp_path_factory) -> Iterator[Shop]:
     state = tmp_path_factory.mktemp("shop") / "state.sqlite"
     with TestClient(create_app(sasrec.folder, Settings(state=state))) as client:
         vectors = sasrec.model.item_vectors().detach().numpy()
-        yield Shop(client.app.state.service.recommender, vectors, sasrec.no_history)
+        yield Shop(client.app.state.variants.control.service.recommender, vectors, sasrec.no_history)
 
 
 NAMES = st.sampled_from(["Drama", "War", "Comedy", "Title 3", "Title 9", "Cup"])

@@ -176,7 +176,7 @@ def test_a_slow_store_costs_its_limit_a_few_times_and_then_nothing(client_of, sa
 
 
 def test_a_file_that_is_gone_is_no_different(client) -> None:
-    client.app.state.service.state.close()
+    client.app.state.variants.stores.state.close()
     assert client.post("/v1/recommend", json={"user_id": "ann"}).json()["state"] == "unavailable"
     answer = client.post("/v1/events", json={"user_id": "ann", "item_id": "item-07"})
     assert (answer.status_code, answer.json()["detail"], answer.headers["Retry-After"]) == (503, REFUSED, "5")

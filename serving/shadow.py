@@ -1,0 +1,73 @@
+"""Answers that nobody sees: a variant in the shadow is asked what was asked, in the background, and compared."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from queue import Full, Queue
+from threading import Thread
+
+from serving.metrics import Metrics
+from serving.shown import Shown
+from serving.swap import Variant
+
+LOG = logging.getLogger("uvicorn.error")
+
+
+@dataclass(frozen=True)
+class _Task:
+    shown: Shown
+    variant: Variant
+
+
+class Shadows:
+    """One thread and a bounded queue: where it is full, what was asked is dropped and counted, and nobody waits.
+
+    `keep` gets what a shadow would have shown.
+    """
+
+    def __init__(self, waiting: int, metrics: Metrics, keep: Callable[[Shown], None]) -> None:
+        self._queue: Queue[_Task | None] = Queue(waiting)
+        self._metrics, self._keep = metrics, keep
+        self._thread = Thread(target=self._run, name="shadows", daemon=True)
+        self._thread.start()
+
+    def ask(self, shown: Shown, variant: Variant) -> None:
+        """Later, if there is room."""
+        try:
+            self._queue.put_nowait(_Task(shown, variant))
+        except Full:
+            self._metrics.shadow_missed(variant.name, "dropped")
+
+    def close(self) -> None:
+        """Ends after what is waiting."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (task := self._queue.get()) is not None:
+            try:
+                self._answer(task)
+            except Exception as error:  # a shadow must never end what serves
+                self._metrics.shadow_missed(task.variant.name, "failed")
+                LOG.warning("variant %s: failed in the shadow: %s: %s", task.variant.name, type(error).__name__, error)
+
+    def _answer(self, task: _Task) -> None:
+        """To the same events; without the user, for whom nothing is to be kept twice."""
+        service, shown = task.variant.service, task.shown
+        started = time.perf_counter()
+        answer = service.recommender.recommend(replace(shown.query, user_id=None, history=shown.answer.history))
+        seconds = time.perf_counter() - started
+        item_ids = [service.items.item_id(row) for row in answer.rows.tolist()]
+        same = len(set(item_ids) & set(shown.item_ids)) / max(len(shown.item_ids), len(item_ids), 1)
+        self._metrics.shadow(task.variant.name, same, seconds)
+        self._keep(
+            replace(
+                shown,
+                variant=task.variant.name,
+                propensity=1.0,
+                model_version=service.bundle.version,
+                answer=answer,
+                item_ids=item_ids,
+            )
+        )

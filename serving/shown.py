@@ -1,0 +1,34 @@
+"""One answer as it went out, and the chance by which it was this one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serving.queries import Answer, Query
+from serving.service import Service
+from serving.swap import Variant
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """The variant that a request got, its bundle for this request to its end, and the chance of this variant."""
+
+    variant: Variant
+    service: Service
+    propensity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """`timestamp` is microseconds since 1970 UTC; `wishes`: what was asked for beside a history, as JSON."""
+
+    request_id: str
+    timestamp: int
+    user_id: str | None
+    session_id: str | None
+    variant: str
+    propensity: float
+    model_version: str
+    query: Query
+    answer: Answer
+    item_ids: Sequence[str]
+    wishes: str | None

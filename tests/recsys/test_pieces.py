@@ -1,0 +1,120 @@
+"""A source read in pieces is the source read at once."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import ingest as ingest_module
+from pipelines.ingest import IngestConfig, as_bytes, ingest
+from recsys import partitions, pieces, spill, steps
+from recsys.errors import ConfigError, DataError
+from recsys.pieces import read_pieces
+from recsys.readers import read_table
+from recsys.source_files import PROBLEM, ROW, ReadOptions
+
+CSV = 'user,item,ts\n"a\nb",x,1\n\nc,"y ""z""\n\n",2\nd,x\n\n\ne,"\n",3\n' + "".join(
+    f"u{row},i,{row}\n" for row in range(40)
+)
+LINES = "".join(f'{{"user": "u{row}", "item": "i"}}\n' + ("broken\n" if row % 7 == 0 else "") for row in range(40))
+FILES: dict[str, tuple[bytes, dict[str, Any]]] = {
+    "a.csv": (CSV.encode(), {}),
+    "crlf.csv": (b"\n\nuser,item\r\n" + b"a,x\r\nb\r\n\r\n" * 20, {}),
+    "bare.csv": (b"a,x\nb,y\n" * 30, {"columns": ("user_id", "item_id")}),
+    "a.csv.gz": (gzip.compress(CSV.encode(), mtime=0), {}),
+    "a.csv.zst": (zstandard.compress(CSV.encode()), {}),
+    "a.dat": (b"1::2::3::4\n1::2::3\n" * 30, {}),
+    "a.inter": (b"user_id:token\titem_id:token\n" + b"a\tx\nb\n" * 30, {}),
+    "whole.inter": (b"user_id:token\titem_id_list:token_seq\titem_id:token\n" + b"a\tx y\tz\n", {}),
+    "a.jsonl": (LINES.encode(), {}),
+    "a.txt": (b"a x y\nb z\n" * 30, {}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("most_bytes", [1, 37, 200, 10**6])
+def test_pieces_together_are_the_whole(
+    tmp_path: Path, name: str, most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "PACKED_RATIO", 1)
+    content, form = FILES[name]
+    path, scratch = tmp_path / name, tmp_path / "scratch"
+    path.write_bytes(content)
+    scratch.mkdir()
+    options = ReadOptions(**form)
+    whole = read_table(path, "auto", options)
+    tables = list(read_pieces(path, "auto", options, most_bytes, scratch))
+    columns = [column for column in whole.columns if not column.startswith("field_") and column != "line"]
+    together = pl.concat([table.frame for table in tables], how="diagonal").select(*columns, ROW, PROBLEM)
+    assert together.equals(whole.frame.select(*columns, ROW, PROBLEM))
+    assert pl.concat([table.lines() for table in tables]).to_list() == whole.lines().to_list()
+    assert {table.path for table in tables} == {path}
+    assert not list(scratch.iterdir())
+    if most_bytes == 37 and name not in {"whole.inter", "a.txt"}:
+        assert len(tables) > 2
+
+
+def test_parquet_comes_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PACKED_RATIO", 100)
+    frame = pl.DataFrame({"user": range(50), "item": ["x"] * 50})
+    frame.write_parquet(tmp_path / "a.parquet")
+    tables = list(read_pieces(tmp_path / "a.parquet", "auto", ReadOptions(), 64 * 2 * 20, tmp_path))
+    assert [len(table.frame) for table in tables] == [20, 20, 10]
+    assert pl.concat([table.frame[ROW] for table in tables]).to_list() == list(range(1, 51))
+    (tmp_path / "b.parquet").write_bytes(b"PAR1" * 50)
+    with pytest.raises(DataError, match=r"b\.parquet: damaged, or not a Parquet file"):
+        list(read_pieces(tmp_path / "b.parquet", "auto", ReadOptions(), 10, tmp_path))
+
+
+EVENT = st.tuples(st.sampled_from("uvwxyz"), st.sampled_from("abc"), st.sampled_from(["1", "2", "3", "?"]))
+
+
+@given(
+    rows=st.lists(EVENT, min_size=5, max_size=60), held=st.sampled_from([40, 3000]), per_part=st.sampled_from([7, 1000])
+)
+def test_what_went_to_disk_makes_the_same_dataset(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]], held: int, per_part: int
+) -> None:
+    folder = tmp_path_factory.mktemp("log")
+    for name, part in (("1.csv", [("u", "a", "1"), *rows[::2]]), ("2.jsonl", rows[1::2])):
+        keys = ("user", "item", "ts")
+        lines = [",".join(keys)] if name == "1.csv" else []
+        lines += [",".join(row) if name == "1.csv" else json.dumps(dict(zip(keys, row, strict=True))) for row in part]
+        (folder / name).write_text("\n".join(lines))
+    config = {"sources": (folder / "1.csv", folder / "2.jsonl"), "time_unit": "s"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "git_commit", lambda: None)
+        patch.setattr(partitions.num_parts, "__defaults__", (per_part,))
+        whole = ingest(IngestConfig(out=folder / "whole", **config))
+        patch.setattr(ingest_module, "as_bytes", lambda _: held * ingest_module.HELD_SHARE)
+        patch.setattr(pieces, "PACKED_RATIO", 10**6)
+        parted = ingest(IngestConfig(out=folder / "parted", memory="4GB", **config))
+    assert parted.events().equals(whole.events())
+    assert parted.rejected().equals(whole.rejected())
+    assert parted.items().equals(whole.items())
+    assert parted.manifest["counts"] == whole.manifest["counts"]
+    assert parted.manifest["history"] == whole.manifest["history"]
+    assert sorted(path.name for path in parted.folder.iterdir()) == sorted(path.name for path in whole.folder.iterdir())
+
+
+def test_buckets_divide_into_parts() -> None:
+    assert spill.BUCKETS & (spill.BUCKETS - 1) == 0, "a part is a set of whole buckets"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4GB", 4 << 30), ("300 mib", 300 << 20), ("1.5g", 3 << 29), ("1t", 1 << 40)]
+)
+def test_sizes_of_memory(text: str, size: int) -> None:
+    assert as_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["much", "-1GB", "100MB", "4 PB", ""])
+def test_other_sizes_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--memory {text}: expected a size of at least 256 MB"):
+        IngestConfig(sources=(tmp_path / "a.csv",), out=tmp_path / "out", memory=text)
