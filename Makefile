@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test check serve bench
+.PHONY: demo test test-spark check serve bench
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## the whole path on MovieLens-100K, into $(DEMO)/
@@ -12,6 +12,13 @@ demo: $(VENV)/.installed  ## the whole path on MovieLens-100K, into $(DEMO)/
 
 test: $(VENV)/.installed  ## all tests, a file a process
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+test-spark: $(VENV)/.spark  ## the Spark engine in two executor processes; needs a JDK 17
+	$(BIN)/python -m pytest -q -m spark tests/pipelines/test_spark.py
+
+$(VENV)/.spark: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[spark]'
+	touch $@
 
 check: $(VENV)/.installed  ## format, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -13,7 +13,15 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.ingest import IngestConfig, Log, read_item_table, read_log, refuse_more_than_allowed, without_copies
+from pipelines.ingest import (
+    IngestConfig,
+    Log,
+    read_item_table,
+    read_log,
+    refuse_more_than_allowed,
+    tell_recognised,
+    without_copies,
+)
 from pipelines.reporter import Reporter
 from recsys.cleaning import CleanRows, refuse_wrong_unit, validated
 from recsys.drift import drift, part_figures
@@ -90,7 +98,7 @@ def write_appended(step: Step, dataset: Dataset, config: IngestConfig, part: Par
         "follows": sha256(dataset.folder / MANIFEST),
         "file": file,
     }
-    log.tell(reporter)
+    tell_recognised(log.recognised, reporter)
     step.counts["drift"] = entry["drift"]
     for warning in entry["drift"]["warnings"]:
         reporter.say(f"drift: {warning}")
@@ -150,7 +158,7 @@ def read_part(
         raise DataError(f"{sources[0]}: its users are line numbers, which {dataset.folder} has as well.")
     rejected = log.rows.rejected()
     refuse_wrong_unit(log.rows.num_rows, rejected, log.time_unit)
-    refuse_more_than_allowed(log, rejected, config)
+    refuse_more_than_allowed(log.rows.num_rows, rejected, config)
     return log
 
 

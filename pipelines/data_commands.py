@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.options import Json, Overwrite, Seed, pairs
+from pipelines.options import LOCAL_MASTER, EngineOption, Json, Master, Overwrite, Seed, pairs
 from pipelines.printing import finish, print_figures, print_json
 from pipelines.reporter import Reporter
+from recsys.errors import ConfigError
 
 app = typer.Typer()
 
@@ -37,6 +38,8 @@ def ingest(
     duplicates: Annotated[
         Literal["drop", "keep"], typer.Option(help="What to do with exact repeats of an event.")
     ] = "drop",
+    engine: EngineOption = "polars",
+    master: Master = LOCAL_MASTER,
     max_rejected: Annotated[
         str | None,
         typer.Option(help="Most rows that may be no events, 1% or 100; beyond, exit code 3. Duplicates do not count."),
@@ -72,10 +75,14 @@ def ingest(
         items=items,
         items_mapping=pairs(items_map, "--items-map"),
         duplicates=duplicates,
+        engine=engine,
+        master=master,
         max_rejected=max_rejected,
         memory=memory,
         overwrite=overwrite,
     )
+    if append and engine == "spark":
+        raise ConfigError("--append works by the Polars engine, which touches the new rows alone; leave --engine out.")
     dataset = add(config, out, Reporter()) if append else run(config, Reporter())
     finish(out, dataset.manifest, as_json)
 
@@ -128,6 +135,8 @@ def prepare(
     retire: Annotated[
         Path | None, typer.Option(help="Text file of item ids, one a line, that may no longer be recommended.")
     ] = None,
+    engine: EngineOption = "polars",
+    master: Master = LOCAL_MASTER,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -159,6 +168,8 @@ def prepare(
         seen=seen,
         extend=extend,
         retire=retire,
+        engine=engine,
+        master=master,
         overwrite=overwrite,
     )
     finish(out, run(config).manifest, as_json)

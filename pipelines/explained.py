@@ -9,6 +9,7 @@ EXTRAS = {
     "llm": ("httpx", "jsonschema", "referencing", "peft"),
     "hpo": ("optuna",),
     "report": ("matplotlib",),
+    "spark": ("pyspark", "pyarrow"),
 }
 
 
@@ -18,8 +19,10 @@ def explained(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         return explained_os_error(error)
-    if isinstance(error, ModuleNotFoundError) and (extra := extra_with(error.name or "")):
-        return f"this command needs {error.name}; install it with pip install 'recsys[{extra}]'."
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if extra := extra_with(package):
+            return f"this command needs {package}; install it with pip install 'recsys[{extra}]'."
     return f"unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where it arose."
 
 
@@ -29,7 +32,6 @@ def explained_os_error(error: OSError) -> str:
     return f"cannot read or write {error.filename}: {reason}." if error.filename else f"{reason}."
 
 
-def extra_with(module: str) -> str | None:
-    """The optional part of this package that brings a module."""
-    package = module.partition(".")[0]
-    return next((extra for extra, modules in EXTRAS.items() if package in modules), None)
+def extra_with(package: str) -> str | None:
+    """The optional part of this package that brings another one."""
+    return next((extra for extra, packages in EXTRAS.items() if package in packages), None)

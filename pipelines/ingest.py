@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import polars as pl
 
+from pipelines.options import LOCAL_MASTER, Engine
 from pipelines.reporter import Reporter
 from recsys.cleaning import (
     CleanRows,
@@ -30,7 +31,7 @@ from recsys.drift import part_figures
 from recsys.errors import ConfigError, DataError
 from recsys.increments import Duplicates
 from recsys.item_table import all_items, read_items, sibling_item_table
-from recsys.partitions import halve_parts, item_ids, num_parts, part_files, part_path
+from recsys.partitions import halve_parts, item_ids, num_parts, part_files, part_path, write_table
 from recsys.pieces import read_pieces
 from recsys.readers import SourceFormat, read_table
 from recsys.roles import event_roles
@@ -68,6 +69,8 @@ class IngestConfig:
     items: Path | None = None
     items_mapping: Mapping[str, str] = field(default_factory=dict)
     duplicates: Duplicates = "drop"
+    engine: Engine = "polars"
+    master: str = LOCAL_MASTER
     max_rejected: str | None = None
     memory: str | None = None
     overwrite: bool = False
@@ -86,6 +89,8 @@ class IngestConfig:
             most_rejected(self.max_rejected, 0)
         if self.memory is not None:
             as_bytes(self.memory)
+            if self.engine == "spark":
+                raise ConfigError(f"--memory {self.memory} bounds the Polars engine; Spark has settings of its own.")
         inside = [source for source in self.sources if source.resolve().is_relative_to(self.out.resolve())]
         if inside:
             raise ConfigError(f"--out {self.out} holds the source {inside[0]}; choose another folder.")
@@ -103,11 +108,6 @@ class Log:
     roles: dict[str, str]
     users_are_lines: bool = False
 
-    def tell(self, reporter: Reporter) -> None:
-        """Says what was recognised, and by what."""
-        for told, files in self.recognised.items():
-            reporter.say(f"{files} {'file' if files == 1 else 'files'} read as {told}")
-
 
 def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
     """Writes the dataset of `config.sources` to `config.out` and opens it."""
@@ -117,23 +117,17 @@ def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
     reporter = reporter or Reporter(quiet=True)
     with writing_step("ingest", config.out, config=asdict(config), inputs=inputs, overwrite=config.overwrite) as step:
         own, copies = without_copies(sources, [entry["sha256"] for entry in step.inputs[: len(sources)]])
-        scratch, folder = step.folder / "scratch", step.folder / "events"
-        scratch.mkdir()
-        log = read_log(own, config, reporter, scratch)
-        rejected = log.rows.rejected()
-        refuse_wrong_unit(log.rows.num_rows, rejected, log.time_unit)
-        refuse_empty(log.rows.num_events, rejected, sources)
-        refuse_more_than_allowed(log, rejected, config)
-        repeated, parts = write_parts(log, folder, config.duplicates)
-        shutil.rmtree(scratch)
-        rejected = pl.concat([rejected, in_source_order(repeated, own)])
-        Rejected.validate(rejected).write_parquet(step.folder / "rejected.parquet")
+        folder = step.folder / "events"
+        found = written_events(own, config, folder, reporter)
+        rejected = Rejected.validate(found.rejected)
+        write_table(rejected, step.folder / "rejected.parquet")
         seen = item_ids(folder)
-        step.counts.update(summed_counts(parts, rejected, len(seen)), time_unit=log.time_unit, roles=log.roles)
-        step.counts.update(layouts=log.layouts, recognised=log.recognised, parts=len(part_files(folder)))
+        step.counts.update(summed_counts(found.parts, rejected, len(seen)), time_unit=found.time_unit)
+        step.counts.update(roles=found.roles, layouts=found.layouts, recognised=found.recognised)
+        step.counts.update(parts=len(part_files(folder)))
         table, table_counts = read_item_table(items_path, config)
         items, match_counts = all_items(seen, table)
-        items.write_parquet(step.folder / "items.parquet")
+        write_table(items, step.folder / "items.parquet")
         if items_path:
             step.counts["item_table"] = {"path": str(items_path), **table_counts, **match_counts}
         step.history = [
@@ -145,8 +139,39 @@ def ingest(config: IngestConfig, reporter: Reporter | None = None) -> Dataset:
                 "figures": figures_of(folder, rejected, step.counts),
             }
         ]
-    log.tell(reporter)
+    tell_recognised(found.recognised, reporter)
     return open_dataset(config.out)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is said of a log whose events are written: all rejected rows, counts of each part, what the sources were."""
+
+    rejected: pl.DataFrame
+    parts: list[dict[str, Any]]
+    time_unit: TimeUnit | None
+    roles: dict[str, str]
+    layouts: dict[str, int]
+    recognised: dict[str, int]
+
+
+def written_events(sources: Sequence[Path], config: IngestConfig, folder: Path, reporter: Reporter) -> Written:
+    """Writes all events into the new `folder`, by the engine that was asked for."""
+    if config.engine == "spark":
+        from pipelines.spark_ingest import ingest_with_spark
+
+        return ingest_with_spark(sources, config, folder)
+    scratch = folder.with_name("scratch")
+    scratch.mkdir()
+    log = read_log(sources, config, reporter, scratch)
+    rejected = log.rows.rejected()
+    refuse_wrong_unit(log.rows.num_rows, rejected, log.time_unit)
+    refuse_empty(log.rows.num_events, rejected, sources)
+    refuse_more_than_allowed(log.rows.num_rows, rejected, config)
+    repeated, parts = write_parts(log, folder, config.duplicates)
+    shutil.rmtree(scratch)
+    rejected = pl.concat([rejected, in_source_order(repeated, sources)])
+    return Written(rejected, parts, log.time_unit, log.roles, log.layouts, log.recognised)
 
 
 def write_parts(log: Log, folder: Path, duplicates: Duplicates) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
@@ -161,7 +186,7 @@ def write_parts(log: Log, folder: Path, duplicates: Duplicates) -> tuple[pl.Data
         rows = without_duplicates(ordered) if duplicates == "drop" else CleanRows(ordered, no_rows().rejected)
         del ordered
         events = Events.validate(rows.events.select(ROLES))
-        events.write_parquet(part_path(folder, number))
+        write_table(events, part_path(folder, number))
         repeated.append(rows.rejected)
         counts.append(log_counts(CleanRows(events, rows.rejected), log.time))
     while num_parts(sum(part["accepted"] for part in counts)) < len(part_files(folder)):
@@ -196,8 +221,7 @@ def read_log(
     `first_row` rows came before these: where there are no times, the number of a row stands in for them. What would not
     fit into `config.memory` lies in `scratch` until it is removed.
     """
-    delimiter = "\t" if config.delimiter in TAB_AS_TYPED else config.delimiter
-    options = ReadOptions(columns=config.columns, delimiter=delimiter, encoding=config.encoding)
+    options = read_options(config)
     memory = None if config.memory is None else as_bytes(config.memory)
     piece_bytes = memory and memory // PIECE_SHARE
     unit, rows, users_are_lines = config.time_unit, Spill(scratch / "spill", memory and memory // HELD_SHARE), False
@@ -208,7 +232,7 @@ def read_log(
                 if piece:
                     table = with_columns_of(table, roles)
                 found = event_roles(table.columns, config.mapping, str(source))
-                _check_alike(table, found, roles, len(sources))
+                check_alike(table, found, roles, len(sources))
                 roles = found
                 if unit == "auto" and "timestamp" in roles:
                     unit = guess_unit(table.frame[roles["timestamp"]])
@@ -232,6 +256,12 @@ def read_log(
     )
 
 
+def read_options(config: IngestConfig) -> ReadOptions:
+    """How the sources are to be read."""
+    delimiter = "\t" if config.delimiter in TAB_AS_TYPED else config.delimiter
+    return ReadOptions(columns=config.columns, delimiter=delimiter, encoding=config.encoding)
+
+
 def with_columns_of(table: RawTable, roles: Mapping[str, str]) -> RawTable:
     """A further piece of a source, with empty columns for what only the first piece has."""
     missing = [column for column in roles.values() if column not in table.columns]
@@ -247,11 +277,17 @@ def as_bytes(text: str) -> int:
     return int(size)
 
 
-def refuse_more_than_allowed(log: Log, rejected: pl.DataFrame, config: IngestConfig) -> None:
+def tell_recognised(recognised: Mapping[str, int], reporter: Reporter) -> None:
+    """Says of how many files what was recognised, and by what."""
+    for told, files in recognised.items():
+        reporter.say(f"{files} {'file' if files == 1 else 'files'} read as {told}")
+
+
+def refuse_more_than_allowed(num_rows: int, rejected: pl.DataFrame, config: IngestConfig) -> None:
     """Ends the step where more rows than `config.max_rejected` are no events; they are kept beside `config.out`."""
     if config.max_rejected is not None:
         kept = config.out.with_name(f"{config.out.name}.rejected.parquet")
-        refuse_too_many(rejected, log.rows.num_rows, config.max_rejected, kept)
+        refuse_too_many(rejected, num_rows, config.max_rejected, kept)
 
 
 def read_item_table(path: Path | None, config: IngestConfig) -> tuple[pl.DataFrame | None, dict[str, Any]]:
@@ -263,7 +299,7 @@ def read_item_table(path: Path | None, config: IngestConfig) -> tuple[pl.DataFra
     return read_items(read_table(path, "auto", ReadOptions(encoding=config.encoding)), config.items_mapping)
 
 
-def _check_alike(table: RawTable, roles: Mapping[str, str], before: Mapping[str, str], num_sources: int) -> None:
+def check_alike(table: RawTable, roles: Mapping[str, str], before: Mapping[str, str], num_sources: int) -> None:
     """Sources of one dataset share their kind of time and their user ids."""
     if before and ("timestamp" in roles) != ("timestamp" in before):
         has, had = ("a", "no") if "timestamp" in roles else ("no", "a")

@@ -6,6 +6,13 @@ import typer
 
 from recsys.errors import ConfigError
 
+Engine = Literal["polars", "spark"]
+EngineOption = Annotated[
+    Engine,
+    typer.Option(help="What works: Polars on this machine, or Spark (extra `spark`); both write the same files."),
+]
+LOCAL_MASTER = "local[*]"
+Master = Annotated[str, typer.Option(help="Spark's master: local[2], spark://host:7077, yarn, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output where it exists already.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides every random number.")]

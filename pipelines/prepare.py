@@ -9,11 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from pipelines.options import LOCAL_MASTER, Engine
 from recsys.catalog import Catalog
 from recsys.cleaning import repeated_events
 from recsys.errors import ConfigError, DataError
 from recsys.growth import grown
 from recsys.increments import added_since
+from recsys.partitions import write_table
 from recsys.prepared import Prepared, SeenRule, open_prepared
 from recsys.schema import Dataset, open_dataset
 from recsys.sequences import SequenceStore, joined
@@ -55,6 +57,8 @@ class PrepareConfig:
     seen: Literal["auto", "exclude", "keep"] = "auto"
     extend: Path | None = None
     retire: Path | None = None
+    engine: Engine = "polars"
+    master: str = LOCAL_MASTER
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -83,16 +87,16 @@ def prepare(config: PrepareConfig) -> Prepared:
         )
     inputs = [path for path in (config.dataset, config.extend, config.retire) if path is not None]
     with writing_step("prepare", config.out, config=settings, inputs=inputs, overwrite=config.overwrite) as step:
-        found = grown_histories(dataset, config) or all_histories(dataset, config)
+        found = grown_histories(dataset, config) or all_histories(dataset, config, step.folder)
         catalog, store = found.catalog.without(retired), found.store
         split, instants = make_split(store, dataset, config)
         catalog.save(step.folder / "catalog.parquet")
-        catalog_items(dataset, catalog).write_parquet(step.folder / "items.parquet")
+        write_table(catalog_items(dataset, catalog), step.folder / "items.parquet")
         store.save(step.folder / "sequences")
         split.save(step.folder / "split")
         cases = {part: build_cases(store, split, part, catalog.num_rows) for part in ("validation", "test")}
         for part, table in cases.items():
-            table.write_parquet(step.folder / f"{part}.parquet")
+            write_table(table, step.folder / f"{part}.parquet")
         train, validation, test = split_sizes(store, split)
         repeats = found.repeated / store.num_events
         step.counts.update({
@@ -131,8 +135,15 @@ class Histories:
     repeated: int
 
 
-def all_histories(dataset: Dataset, config: PrepareConfig) -> Histories:
-    """From every event of the dataset, part by part; a k-core needs all of them at once."""
+def all_histories(dataset: Dataset, config: PrepareConfig, folder: Path) -> Histories:
+    """From every event of the dataset, part by part; a k-core needs all of them at once.
+
+    Spark keeps what its executors write below `folder` until it is read.
+    """
+    if config.engine == "spark":
+        from pipelines.spark_prepare import spark_histories
+
+        return spark_histories(dataset, config, folder / "scratch")
     if config.min_user_events > 1 or config.min_item_events > 1:
         events = k_core(as_histories(dataset.events(), config), config.min_user_events, config.min_item_events)
         catalog = build_catalog(dataset, events["item_id"], config)

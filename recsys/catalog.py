@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from recsys.errors import DataError
+from recsys.partitions import write_table
 
 PADDING = 0
 
@@ -78,9 +79,8 @@ class Catalog:
 
     def save(self, path: Path) -> None:
         """Writes `item_idx, item_id, retired` as Parquet."""
-        pl.DataFrame({"item_id": self.item_ids}).with_row_index("item_idx", offset=1).with_columns(
-            retired=pl.col("item_id").is_in(list(self.retired))
-        ).write_parquet(path)
+        table = pl.DataFrame({"item_id": self.item_ids}).with_row_index("item_idx", offset=1)
+        write_table(table.with_columns(retired=pl.col("item_id").is_in(list(self.retired))), path)
 
     @classmethod
     def load(cls, path: Path) -> "Catalog":

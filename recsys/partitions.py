@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 EVENTS_PER_PART = 5_000_000
+ROWS_PER_GROUP = 1 << 18
 MOST_ADDED_FILES = 100
 MOST_ADDED_SHARE = 0.25
 
@@ -36,12 +37,17 @@ def write_events(events: pl.DataFrame, folder: Path, events_per_part: int = EVEN
     folder.mkdir()
     parts = num_parts(len(events), events_per_part)
     if parts == 1:
-        events.write_parquet(part_path(folder, 0))
+        write_table(events, part_path(folder, 0))
         return 1
     numbers = part_numbers(events["user_id"], parts)
     for number in range(parts):
-        events.filter(numbers == number).write_parquet(part_path(folder, number))
+        write_table(events.filter(numbers == number), part_path(folder, number))
     return parts
+
+
+def write_table(rows: pl.DataFrame, path: Path) -> None:
+    """Writes Parquet whose bytes depend on the rows alone, not on the pieces that they lie in in memory."""
+    rows.write_parquet(path, row_group_size=ROWS_PER_GROUP)
 
 
 def halve_parts(folder: Path) -> None:
@@ -49,7 +55,7 @@ def halve_parts(folder: Path) -> None:
     files = part_files(folder)
     half = len(files) // 2
     for one, other in zip(files[:half], files[half:], strict=True):
-        in_order(pl.concat([pl.read_parquet(one), pl.read_parquet(other)])).write_parquet(one)
+        write_table(in_order(pl.concat([pl.read_parquet(one), pl.read_parquet(other)])), one)
         other.unlink()
 
 
@@ -81,7 +87,7 @@ def keep_events(old: Path, new: Path) -> list[str]:
 def write_added(events: pl.DataFrame, folder: Path) -> str:
     """Writes ordered events beside the parts of `folder`, and returns the file's name."""
     path = folder / f"added-{len(added_files(folder)) + 1:05d}.parquet"
-    events.write_parquet(path)
+    write_table(events, path)
     return path.name
 
 

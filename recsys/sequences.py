@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from recsys.catalog import PADDING, Catalog
+from recsys.partitions import write_table
 
 IntArray = npt.NDArray[np.int64]
 
@@ -119,7 +120,7 @@ class SequenceStore:
         np.save(folder / "timestamp.npy", self.timestamp)
         if self.weight is not None:
             np.save(folder / "weight.npy", self.weight)
-        self.user_ids.to_frame("user_id").write_parquet(folder / "users.parquet")
+        write_table(self.user_ids.to_frame("user_id"), folder / "users.parquet")
 
     @classmethod
     def load(cls, folder: Path) -> "SequenceStore":

@@ -66,13 +66,15 @@ def test_what_serving_loads_needs_no_torch() -> None:
     assert REPOSITORY / "recsys" / "bundle.py" in reached
 
 
-@pytest.mark.parametrize("framework", ["mlflow", "faiss", "recbole", "transformers"])
+@pytest.mark.parametrize("framework", ["mlflow", "faiss", "recbole", "transformers", "pyspark", "pyarrow"])
 def test_each_framework_enters_by_few_doors(framework: str) -> None:
     doors = {
         "mlflow": {"recsys/tracking.py", "recsys/registry.py"},
         "faiss": {"recsys/index.py", "recsys/approximate.py"},
         "recbole": set(),
         "transformers": {"recsys/pretrained.py"},
+        "pyspark": {"pipelines/spark_engine.py"},
+        "pyarrow": {"pipelines/spark_engine.py"},
     }
     users = {
         str(file.relative_to(REPOSITORY))
