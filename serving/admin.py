@@ -46,7 +46,7 @@ def variants(variants: Everything, request_id: RequestId) -> messages.SplitNow:
 def put_weights(split: messages.SplitRequest, variants: Everything, request_id: RequestId) -> messages.SplitNow:
     """Other weights, from the next request on."""
     try:
-        variants.put_split(variants.split.changed(split.weights, split.shadows))
+        variants.change_split(lambda now: now.changed(split.weights, split.shadows))
     except ConfigError as error:
         raise HTTPException(422, str(error)) from None
     return _now(variants, request_id)
@@ -57,7 +57,7 @@ def stop(stop: messages.StopRequest, variants: Everything, request_id: RequestId
     """The kill switch: a variant answers nobody from the next request on, or all but `control` do not."""
     if stop.variant is not None:
         _named(stop.variant, variants)
-    variants.put_split(variants.split.without(stop.variant))
+    variants.change_split(lambda now: now.without(stop.variant))
     return _now(variants, request_id)
 
 
