@@ -243,6 +243,11 @@ def test_shadows_answer_the_same_and_are_only_measured(start) -> None:
     assert counts["recsys_shadow_overlap_sum", "new"] < 6
     assert counts["recsys_answer_seconds_count", "control"] == 6
     assert ("recsys_answer_seconds_count", "new") not in counts
+    assert client.get("/", params={"item": "item-05"}).status_code == 200
+    page = samples(client)
+    assert page["recsys_stage_seconds_count", "encode"] > counts["recsys_stage_seconds_count", "encode"]
+    assert page["recsys_answer_seconds_count", "control"] == 6, "the page is nobody's variant"
+    assert ("recsys_answer_seconds_count", "new") not in page
 
 
 def test_a_shadow_that_is_slow_or_broken_costs_nobody_anything(start, monkeypatch) -> None:
