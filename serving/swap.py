@@ -203,7 +203,7 @@ class Variant:
             loaded.service.catch_up()
             gone = self._place.previous
             self._place = Place(Loaded(loaded.service, loaded.fetched, time.time()), keep)
-        keep.service.recommender.drop_kept()
+        keep.service.recommender.rest()
         if gone is not None and gone is not loaded:
             gone.fetched.close()
 
