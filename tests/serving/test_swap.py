@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from recsys.catalog import Catalog
 from recsys.errors import RegistryError
 from recsys.registry import StoredVersion
 from recsys.steps import MANIFEST, sha256
+from serving import filters
 from serving.app import create_app
 from serving.service import Service
 from serving.settings import Settings
@@ -180,6 +182,25 @@ def test_bundles_before_the_previous_one_are_let_go(place, bert4rec, tmp_path) -
         assert (first() is None) is (number == 1)
 
 
+def test_what_was_swapped_out_keeps_nothing_of_what_was_asked(place, bert4rec, monkeypatch) -> None:
+    worked_out, mask = [], filters._mask
+    monkeypatch.setattr(filters, "_mask", lambda *given: worked_out.append(given) or mask(*given))
+    asked = {"filter": {"year": {"max": 2020}}}
+    first = place.items(**asked)
+    assert worked_out
+    worked_out.clear()
+    assert place.items(**asked) == first
+    assert not worked_out, "kept"
+    place.point_at(bert4rec.folder)
+    place.change("reload")
+    previous = place.variant.services[1].recommender
+    assert (previous.cache_size().entries, previous.recent()) == (0, [])
+    place.change("rollback")
+    worked_out.clear()
+    assert place.items(**asked) == first
+    assert worked_out, "worked out anew"
+
+
 def truncated(folder: Path) -> None:
     (folder / "index.faiss").write_bytes((folder / "index.faiss").read_bytes()[:-7])
 
@@ -329,6 +350,27 @@ def test_steps_that_were_asked_of_another_model_are_no_fault_of_a_bundle(tmp_pat
 def seen_in_the_shadow(client: TestClient) -> dict[tuple[str, ...], float]:
     names = ("recsys_shadow_seconds_count", "recsys_shadow_missed_total")
     return {key: count for key, count in samples(client).items() if key[0] in names and count}
+
+
+def test_who_waits_for_a_bundle_takes_no_thread_from_others_and_gets_an_answer(tmp_path, sasrec, monkeypatch) -> None:
+    settings = Settings(state=tmp_path / "state.sqlite", watch_seconds=0, threads=1, request_seconds=1)
+    begun, over = Event(), Event()
+    with TestClient(create_app(sasrec.folder, settings)) as client, ThreadPoolExecutor(1) as pool:
+        place = Place(sasrec.folder, client)
+
+        def look() -> None:
+            begun.set()
+            over.wait(20)
+            raise RegistryError("asked for long")
+
+        monkeypatch.setattr(place.variant.source, "look", look)
+        loading = pool.submit(place.change, "reload", 409)
+        assert begun.wait(20)
+        assert place.items()
+        assert "is being changed already" in place.change("reload", 409)["detail"]
+        time.sleep(1.2)  # longer than a request may take
+        over.set()
+        assert "asked for long" in loading.result()["detail"]
 
 
 def test_a_service_follows_by_itself(tmp_path, sasrec, bert4rec) -> None:
