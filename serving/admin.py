@@ -1,5 +1,6 @@
 """The routes for those who run the service: which bundle answers whom. They need the scope `admin`."""
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, HTTPException
 
 from recsys.errors import ConfigError
@@ -13,16 +14,19 @@ router = APIRouter(responses=dict.fromkeys((401, 403, 404, 409, 413, 422, 429, 5
 
 
 @router.post("/v1/models/reload")
-def reload(change: messages.ChangeRequest, variants: Everything, request_id: RequestId) -> messages.Changed:
+async def reload(change: messages.ChangeRequest, variants: Everything, request_id: RequestId) -> messages.Changed:
     """Looks at once for the bundle that the variant's source names, and puts it in place if it is another one.
 
-    A bundle that was refused, or rolled back from, is tried again.
+    A bundle that was refused, or rolled back from, is tried again. The answer comes when that is done, however long it
+    takes.
     """
     variant = _named(change.variant, variants)
+    own = CapacityLimiter(1)  # none of the threads that answer others; a variant allows one change at a time
     try:
-        return _changed(variant, request_id, swapped=variant.reload())
+        swapped = await to_thread.run_sync(variant.reload, limiter=own)
     except SwapError as error:
         raise HTTPException(409, str(error)) from None
+    return _changed(variant, request_id, swapped=swapped)
 
 
 @router.post("/v1/models/rollback")
@@ -46,7 +50,7 @@ def variants(variants: Everything, request_id: RequestId) -> messages.SplitNow:
 def put_weights(split: messages.SplitRequest, variants: Everything, request_id: RequestId) -> messages.SplitNow:
     """Other weights, from the next request on."""
     try:
-        variants.put_split(variants.split.changed(split.weights, split.shadows))
+        variants.change_split(lambda now: now.changed(split.weights, split.shadows))
     except ConfigError as error:
         raise HTTPException(422, str(error)) from None
     return _now(variants, request_id)
@@ -57,7 +61,7 @@ def stop(stop: messages.StopRequest, variants: Everything, request_id: RequestId
     """The kill switch: a variant answers nobody from the next request on, or all but `control` do not."""
     if stop.variant is not None:
         _named(stop.variant, variants)
-    variants.put_split(variants.split.without(stop.variant))
+    variants.change_split(lambda now: now.without(stop.variant))
     return _now(variants, request_id)
 
 

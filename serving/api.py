@@ -176,7 +176,7 @@ def item(item_id: str, service: Loaded) -> messages.ItemDetails:
 
 @router.get("/v1/users/{user_id:path}", response_model=messages.UserData)
 def user(user_id: messages.UserId, variants: Everything, request_id: RequestId) -> Response:
-    """All that is known of one user; an empty list of events where nobody is known by this id."""
+    """All that the user state holds of one user; an empty list of events where nobody is known by this id."""
     events = variants.stores.state.events(user_id)
     answer = messages.UserData(
         request_id=request_id,

@@ -96,6 +96,12 @@ class Filters:
         self._keep(key, passing, later)
         return passing
 
+    def clear(self) -> None:
+        """Keeps nothing of what was asked so far."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
     def _find(self, key: str) -> tuple[Passing, Mapping[str, Field]] | None:
         with self._lock:
             if key in self._kept:

@@ -23,6 +23,8 @@ READING = ("GET", "HEAD")
 ANY = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 PAGES = ("/", "/dashboard", "/dashboard/figures")
 """What people open in browsers, which can send a key as a password only."""
+UNHURRIED = ("/v1/models/reload",)
+"""What may take longer than a request: a bundle is loaded."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,16 @@ class Guard:
 
 
 class Timeout:
-    """Answers 503 in place of what is not begun within `seconds`; threads that work on it end by themselves."""
+    """Answers 503 in place of what is not begun within `seconds`; threads that work on it end by themselves.
+
+    Those that are `UNHURRIED` have all the time they need.
+    """
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
         self._app, self._seconds = app, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in UNHURRIED:
             await self._app(scope, receive, send)
             return
         begun = False

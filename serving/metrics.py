@@ -137,9 +137,10 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._latency.labels(route).observe(seconds)
 
-    def answer(self, answer: Answer, variant: str) -> None:
-        """One recommendation, from the API or the page."""
-        self._answers.labels(variant).observe(sum(answer.seconds.values()))
+    def answer(self, answer: Answer, variant: str | None = None) -> None:
+        """One recommendation; without a variant where none was chosen for somebody: the page shows it in any case."""
+        if variant is not None:
+            self._answers.labels(variant).observe(sum(answer.seconds.values()))
         for stage, seconds in answer.seconds.items():
             if seconds:
                 self._stages.labels(stage).observe(seconds)

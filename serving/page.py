@@ -111,7 +111,7 @@ def page(
     shown = [variants.all[name] for name in (CONTROL, second) if name is not None]
     columns = [_column(variant.name, variant.service, choice) for variant in shown]
     for column in columns:
-        metrics.answer(column.answer, column.variant)
+        metrics.answer(column.answer)
     content = _content(variants.control.service, choice, columns[0].answer)
     further = [_link_beside(choice, name) for name in others if name != second]
     html = TEMPLATES.get_template("page.html").render(content, columns=columns, further=further)

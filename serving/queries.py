@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from recsys.index import FloatArray, RowArray
@@ -48,6 +48,11 @@ class Query:
     def depth(self) -> int:
         """How many items are asked for, those of the pages before included."""
         return self.k + len(self.shown)
+
+    def within(self, most_steps: int) -> "Query":
+        """As a bundle can answer it whose model reasons no further: it was asked of another one."""
+        steps = self.reasoning_steps
+        return self if steps is None else replace(self, reasoning_steps=min(steps, most_steps))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,11 @@ class Recommender:
         if self._second is not None:
             self._second.drop_kept()
 
+    def rest(self) -> None:
+        """Drops all that only makes answers faster: others answer from now on."""
+        self.drop_kept()
+        self._filters.clear()
+
     def admit(self, rows: Mapping[str, int], vectors: FloatArray) -> None:
         """From now on these items can be found by their vectors [N, D]: the next new rows, or some written anew.
 

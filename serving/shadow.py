@@ -56,7 +56,8 @@ class Shadows:
         """To the same events; without the user, for whom nothing is to be kept twice."""
         service, shown = task.variant.service, task.shown
         started = time.perf_counter()
-        answer = service.recommender.recommend(replace(shown.query, user_id=None, history=shown.answer.history))
+        query = replace(shown.query, user_id=None, history=shown.answer.history)
+        answer = service.recommender.recommend(query.within(service.recommender.most_steps))
         seconds = time.perf_counter() - started
         item_ids = [service.items.item_id(row) for row in answer.rows.tolist()]
         same = len(set(item_ids) & set(shown.item_ids)) / max(len(shown.item_ids), len(item_ids), 1)

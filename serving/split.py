@@ -5,14 +5,17 @@ Of all variants the one with the largest weight / -ln(h) wins, h a number in (0,
 those users move whose old variant lost share to their new one: none moves between two whose ratio is as before.
 """
 
+import fcntl
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 
 from recsys.errors import ConfigError
 from recsys.steps import write_json
@@ -70,11 +73,13 @@ class Split:
 class SplitFile:
     """A split that may change while it is used: kept in a file where one is given, and read again when others write it.
 
-    A file that cannot be read is a `ConfigError` at the start; later it leaves the split as it was.
+    A file that cannot be read is a `ConfigError` at the start; later it leaves the split as it was. Changes come one
+    after the other, in all processes that share the file: none undoes another.
     """
 
     def __init__(self, split: Split, path: Path | None) -> None:
         self._path, self._split = path, split
+        self._assigning = Lock()
         self._seen = self._state()
         if path is not None and path.exists():
             self._split = self._read(path)
@@ -82,12 +87,9 @@ class SplitFile:
     @property
     def now(self) -> Split:
         """The split."""
-        if self._path is not None and (state := self._state()) != self._seen:
-            self._seen = state
-            try:
-                self._split = self._read(self._path)
-            except ConfigError as error:
-                LOG.error("the split stays as it was: %s", error)
+        if self._state() != self._seen:
+            with self._assigning:
+                self._follow()
         return self._split
 
     @property
@@ -95,12 +97,37 @@ class SplitFile:
         """Whether there is a file."""
         return self._path is not None
 
-    def put(self, split: Split) -> None:
-        """From now on this one, after a restart too where there is a file."""
-        if self._path is not None:
-            write_json(self._path, {"weights": dict(split.weights), "shadows": list(split.shadows)})
-            self._seen = self._state()
-        self._split = split
+    def change(self, changed: Callable[[Split], Split]) -> Split:
+        """From now on what `changed` makes of the newest one, after a restart too where there is a file."""
+        with self._alone(), self._assigning:
+            self._follow()
+            split = changed(self._split)
+            if self._path is not None:
+                write_json(self._path, {"weights": dict(split.weights), "shadows": list(split.shadows)})
+                self._seen = self._state()
+            self._split = split
+        return split
+
+    def _follow(self) -> None:
+        """Reads the file if it is another one than was seen; under `_assigning`, or an older one could win."""
+        state = self._state()
+        if self._path is None or state == self._seen:
+            return
+        self._seen = state
+        try:
+            self._split = self._read(self._path)
+        except ConfigError as error:
+            LOG.error("the split stays as it was: %s", error)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Of all threads and processes with this file; taken before `_assigning`, so that no request waits for it."""
+        if self._path is None:
+            yield
+            return
+        with self._path.with_name(f".{self._path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _read(self, path: Path) -> Split:
         try:

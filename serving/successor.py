@@ -62,7 +62,7 @@ def _first_queries(old: Service) -> Sequence[Query]:
 
 def _answer(query: Query, new: Service) -> Answer:
     try:
-        answer = new.recommender.recommend(query)
+        answer = new.recommender.recommend(query.within(new.recommender.most_steps))
     except FieldError as error:
         place = ".".join(map(str, error.place))
         raise BundleError(

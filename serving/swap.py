@@ -2,7 +2,7 @@
 
     source names another bundle -> loaded -> tried -> caught up with new items -> current, and what was so is previous
                                       |        |
-                                      '- refused, said once: the current one serves on
+                                      '- refused, said once: the current one serves on; what may pass is tried again
 
 A request takes the current bundle once and keeps it to its end, so none sees two, and none waits.
 """
@@ -22,10 +22,13 @@ from serving.metrics import Outcome
 from serving.service import Service
 from serving.settings import Settings
 from serving.sources import Fetched, Offer, Source
+from serving.state import StateError
 from serving.stores import Stores
 from serving.successor import Trial, check_successor
 
 LOG = logging.getLogger("uvicorn.error")
+PASSING = (StateError, OSError, MemoryError)
+"""What a load fails with through no fault of the bundle: the next look tries it again."""
 
 
 class SwapError(RecsysError):
@@ -102,11 +105,13 @@ class Variant:
         """Tries what the source names, once; whatever goes wrong is logged, and the present bundle serves on."""
         try:
             offer = self.source.look()
-        except (RecsysError, OSError) as error:
+        except Exception as error:  # as `fetch` below; it must not end the following
             self._say_unseen(error)
             return
-        self._unseen = False
-        if offer.token == self._tried or not self._changing.acquire(blocking=False):
+        if offer.token == self._tried:
+            self._unseen = False
+            return
+        if not self._changing.acquire(blocking=False):
             return
         try:
             self._take(offer)
@@ -123,8 +128,8 @@ class Variant:
         with self._alone():
             try:
                 offer = self.source.look()
-            except (RecsysError, OSError) as error:
-                raise SwapError(f"{self.source.name} does not answer: {error}") from None
+            except Exception as error:
+                raise SwapError(f"{self.source.name} does not answer: {_reason(error)}") from None
             return self._take(offer)
 
     def roll_back(self) -> None:
@@ -149,12 +154,16 @@ class Variant:
             fetched = offer.fetch()
         except Exception as error:  # of whatever lies between here and a registry's files
             self._say_unseen(error)
-            raise SwapError(f"{self.source.name} does not answer: {error}") from None
-        self._tried = offer.token
+            raise SwapError(f"{self.source.name} does not answer: {_reason(error)}") from None
         try:
             trial = self._taken(fetched)
+        except PASSING as error:
+            self._say_unseen(error)
+            raise SwapError(f"{self.source.name} cannot be loaded now: {_reason(error)}") from None
         except Exception as error:  # whatever a bundle does wrong must not end what serves
+            self._decided(offer)
             raise self._refusal(error) from None
+        self._decided(offer)
         self.refused = None
         self._count(self.name, "unchanged" if trial is None else "swapped")
         if trial is not None:
@@ -194,21 +203,25 @@ class Variant:
             loaded.service.catch_up()
             gone = self._place.previous
             self._place = Place(Loaded(loaded.service, loaded.fetched, time.time()), keep)
-        keep.service.recommender.drop_kept()
+        keep.service.recommender.rest()
         if gone is not None and gone is not loaded:
             gone.fetched.close()
 
     def _refusal(self, error: Exception) -> SwapError:
-        reason = str(error) if isinstance(error, RecsysError) else f"{type(error).__name__}: {error}"
-        self.refused = reason
+        self.refused = reason = _reason(error)
         self._count(self.name, "refused")
         LOG.error("variant %s: refused, %s serves on: %s", self.name, self.service.bundle.version, reason)
         return SwapError(f"refused, bundle {self.service.bundle.version} serves on: {reason}")
 
+    def _decided(self, offer: Offer) -> None:
+        """Not tried again by itself, and its source was seen."""
+        self._tried, self._unseen = offer.token, False
+
     def _say_unseen(self, error: Exception) -> None:
-        """Once, until it is seen again."""
+        """Once, until what the source names was seen and loaded, or refused."""
         if not self._unseen:
-            LOG.warning("variant %s: %s does not answer, looked at again later: %s", self.name, self.source.name, error)
+            where = self.source.name
+            LOG.warning("variant %s: %s gives no bundle, tried again later: %s", self.name, where, _reason(error))
         self._unseen = True
         self._count(self.name, "unseen")
 
@@ -220,3 +233,7 @@ class Variant:
             yield
         finally:
             self._changing.release()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, RecsysError) else f"{type(error).__name__}: {error}"

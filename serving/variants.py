@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from threading import Thread
 from typing import Any
@@ -60,9 +60,9 @@ class Variants:
         """Whether a restart knows of changes."""
         return self._split.is_kept
 
-    def put_split(self, split: Split) -> None:
-        """From the next request on."""
-        self._split.put(split)
+    def change_split(self, changed: Callable[[Split], Split]) -> None:
+        """To what `changed` makes of the present one, from the next request on."""
+        split = self._split.change(changed)
         LOG.warning("weights are now %s, shadows %s", dict(split.weights), list(split.shadows))
 
     def assigned(self, user_id: str | None, session_id: str | None, request_id: str) -> Assigned:

@@ -4,8 +4,10 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -119,3 +121,21 @@ def test_files_and_secrets_that_compose_names_are_there_or_explained() -> None:
     scraped = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text(encoding="utf-8"))["scrape_configs"][0]
     assert scraped["dns_sd_configs"][0]["names"] == ["recsys"]
     assert scraped["authorization"]["credentials_file"] == "/run/secrets/recsys-admin"
+
+
+def test_mlflow_answers_those_who_are_told_to_ask_it() -> None:
+    """Its server refuses other values of `Host` (403); the patterns are those of `fnmatch`."""
+    command = COMPOSE["services"]["mlflow"]["command"]
+    (allowed,) = [word.partition("=")[2].split(",") for word in command if word.startswith("--allowed-hosts=")]
+    service = COMPOSE["services"]["recsys"]["environment"]["MLFLOW_TRACKING_URI"]
+    explained = re.findall(r"MLFLOW_TRACKING_URI=(http://[\w.:]+)", (ROOT / "docs" / "deploy.md").read_text("utf-8"))
+    for address in [service, *explained]:
+        assert any(fnmatch(urlsplit(address).netloc, pattern) for pattern in allowed), address
+    assert explained
+    assert not any(fnmatch("attacker.example:5000", pattern) for pattern in allowed)
+
+
+def test_git_does_not_take_secrets() -> None:
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    folders = {(DEPLOY / secret["file"]).resolve().parent for secret in COMPOSE["secrets"].values()}
+    assert {f"/{folder.relative_to(ROOT)}/" for folder in folders} <= set(ignored)

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from test_service_metrics import samples
 from recsys.errors import ConfigError
 from serving.app import create_app
 from serving.settings import Settings, read_settings
-from serving.split import Split
+from serving.split import Split, SplitFile
 
 USERS = [f"user:u{number}" for number in range(20_000)]
 CHI_SQUARE = {1: 10.83, 2: 13.82}
@@ -165,6 +165,49 @@ def test_a_file_keeps_weights_over_a_restart_and_tells_other_processes(start, tm
         start(split_file=file)
 
 
+@pytest.mark.parametrize("kept", ["in memory", "in one process", "in two"])
+def test_of_two_that_are_stopped_at_once_none_comes_back(kept, tmp_path) -> None:
+    path = None if kept == "in memory" else tmp_path / "split.json"
+    one = SplitFile(split(control=1, a=1, b=1), path)
+    other = SplitFile(split(control=1, a=1, b=1), path) if kept == "in two" else one
+    begun, over = Event(), Event()
+
+    def slowly(now: Split) -> Split:
+        begun.set()
+        over.wait(0.3)  # in vain where the other one waits its turn
+        return now.without("a")
+
+    first = Thread(target=one.change, args=(slowly,))
+    first.start()
+    assert begun.wait(20)
+    other.change(lambda now: now.without("b"))
+    over.set()
+    first.join(20)
+    assert one.now.weights == other.now.weights == {"control": 1, "a": 0, "b": 0}
+
+
+def test_who_reads_an_older_file_slowly_does_not_undo_a_change(tmp_path, monkeypatch) -> None:
+    file = SplitFile(split(control=1, a=1), tmp_path / "split.json")
+    (tmp_path / "split.json").write_text(json.dumps({"weights": {"control": 1, "a": 2}, "shadows": []}))
+    read, begun, over = json.loads, Event(), Event()
+
+    def slowly(text: str) -> Any:
+        content = read(text)
+        if not begun.is_set():
+            begun.set()
+            over.wait(0.3)  # in vain where the change waits for the reader
+        return content
+
+    monkeypatch.setattr(json, "loads", slowly)
+    reader = Thread(target=lambda: file.now)
+    reader.start()
+    assert begun.wait(20)
+    file.change(lambda now: now.without("a"))
+    over.set()
+    reader.join(20)
+    assert file.now.weights == {"control": 1, "a": 0}
+
+
 def test_items_and_deletions_reach_all_variants(start) -> None:
     client = start(weights={"control": 1, "new": 1})
     assert client.delete("/v1/items/item-09").status_code == 204
@@ -200,6 +243,11 @@ def test_shadows_answer_the_same_and_are_only_measured(start) -> None:
     assert counts["recsys_shadow_overlap_sum", "new"] < 6
     assert counts["recsys_answer_seconds_count", "control"] == 6
     assert ("recsys_answer_seconds_count", "new") not in counts
+    assert client.get("/", params={"item": "item-05"}).status_code == 200
+    page = samples(client)
+    assert page["recsys_stage_seconds_count", "encode"] > counts["recsys_stage_seconds_count", "encode"]
+    assert page["recsys_answer_seconds_count", "control"] == 6, "the page is nobody's variant"
+    assert ("recsys_answer_seconds_count", "new") not in page
 
 
 def test_a_shadow_that_is_slow_or_broken_costs_nobody_anything(start, monkeypatch) -> None:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,9 +23,12 @@ from recsys.catalog import Catalog
 from recsys.errors import RegistryError
 from recsys.registry import StoredVersion
 from recsys.steps import MANIFEST, sha256
+from serving import filters
 from serving.app import create_app
+from serving.service import Service
 from serving.settings import Settings
 from serving.sources import FolderSource, RegistrySource
+from serving.state import StateError
 from serving.swap import Variant
 
 HISTORY = ["item-05", "item-30", "item-12"]
@@ -178,6 +182,25 @@ def test_bundles_before_the_previous_one_are_let_go(place, bert4rec, tmp_path) -
         assert (first() is None) is (number == 1)
 
 
+def test_what_was_swapped_out_keeps_nothing_of_what_was_asked(place, bert4rec, monkeypatch) -> None:
+    worked_out, mask = [], filters._mask
+    monkeypatch.setattr(filters, "_mask", lambda *given: worked_out.append(given) or mask(*given))
+    asked = {"filter": {"year": {"max": 2020}}}
+    first = place.items(**asked)
+    assert worked_out
+    worked_out.clear()
+    assert place.items(**asked) == first
+    assert not worked_out, "kept"
+    place.point_at(bert4rec.folder)
+    place.change("reload")
+    previous = place.variant.services[1].recommender
+    assert (previous.cache_size().entries, previous.recent()) == (0, [])
+    place.change("rollback")
+    worked_out.clear()
+    assert place.items(**asked) == first
+    assert worked_out, "worked out anew"
+
+
 def truncated(folder: Path) -> None:
     (folder / "index.faiss").write_bytes((folder / "index.faiss").read_bytes()[:-7])
 
@@ -260,12 +283,94 @@ def test_a_source_that_does_not_answer_is_said_once_and_seen_again(place, bert4r
     place.link.unlink()
     for _ in range(3):
         place.variant.follow()
-    assert len([record for record in caplog.records if "does not answer" in record.message]) == 1
+    assert len([record for record in caplog.records if "gives no bundle" in record.message]) == 1
     assert "does not answer" in place.change("reload", 409)["detail"]
     assert place.items()
     place.point_at(bert4rec.folder)
     place.variant.follow()
     assert place.model()["bundle"] == version(bert4rec.folder)
+
+
+def test_a_source_that_fails_by_a_bug_is_said_once_and_does_not_end_the_following(
+    place, bert4rec, monkeypatch, caplog
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(place.variant.source, "look", lambda: 1 / 0)
+        for _ in range(3):
+            place.variant.follow()
+        assert "does not answer: ZeroDivisionError" in place.change("reload", 409)["detail"]
+    (line,) = [record.message for record in caplog.records if "gives no bundle" in record.message]
+    assert line.endswith("tried again later: ZeroDivisionError: division by zero")
+    place.variant.follow()
+    place.link.unlink()
+    place.variant.follow()
+    assert len([record for record in caplog.records if "gives no bundle" in record.message]) == 2, "seen in between"
+    place.point_at(bert4rec.folder)
+    place.variant.follow()
+    assert place.model()["bundle"] == version(bert4rec.folder)
+
+
+@pytest.mark.parametrize("error", [StateError("busy"), OSError("too many open files"), MemoryError("of 8 GiB")])
+def test_a_load_that_fails_through_no_fault_of_the_bundle_is_tried_again(
+    error: Exception, place, sasrec, bert4rec, monkeypatch, caplog
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    place.point_at(bert4rec.folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(Service, "open", fail)
+        for _ in range(3):
+            place.variant.follow()
+        assert f"cannot be loaded now: {type(error).__name__}: {error}" in place.change("reload", 409)["detail"]
+    assert (place.attempts("unseen"), place.attempts("refused")) == (4, 0)
+    assert len([record for record in caplog.records if "gives no bundle" in record.message]) == 1
+    assert (place.model()["bundle"], place.model()["refused"]) == (version(sasrec.folder), None)
+    place.variant.follow()
+    assert place.model()["bundle"] == version(bert4rec.folder)
+
+
+def test_steps_that_were_asked_of_another_model_are_no_fault_of_a_bundle(tmp_path, rearec, sasrec) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(rearec.folder)
+    settings = Settings(
+        state=tmp_path / "state.sqlite", watch_seconds=0, variants={"new": str(sasrec.folder)}, shadows=("new",)
+    )
+    with TestClient(create_app(link, settings)) as client:
+        place = Place(link, client)
+        place.recommend(reasoning_steps=1)
+        deadline = time.monotonic() + 20
+        while not (counts := seen_in_the_shadow(client)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert counts == {("recsys_shadow_seconds_count", "new"): 1}
+        place.point_at(sasrec.folder)
+        assert place.change("reload")["swapped"] is True
+
+
+def seen_in_the_shadow(client: TestClient) -> dict[tuple[str, ...], float]:
+    names = ("recsys_shadow_seconds_count", "recsys_shadow_missed_total")
+    return {key: count for key, count in samples(client).items() if key[0] in names and count}
+
+
+def test_who_waits_for_a_bundle_takes_no_thread_from_others_and_gets_an_answer(tmp_path, sasrec, monkeypatch) -> None:
+    settings = Settings(state=tmp_path / "state.sqlite", watch_seconds=0, threads=1, request_seconds=1)
+    begun, over = Event(), Event()
+    with TestClient(create_app(sasrec.folder, settings)) as client, ThreadPoolExecutor(1) as pool:
+        place = Place(sasrec.folder, client)
+
+        def look() -> None:
+            begun.set()
+            over.wait(20)
+            raise RegistryError("asked for long")
+
+        monkeypatch.setattr(place.variant.source, "look", look)
+        loading = pool.submit(place.change, "reload", 409)
+        assert begun.wait(20)
+        assert place.items()
+        assert "is being changed already" in place.change("reload", 409)["detail"]
+        time.sleep(1.2)  # longer than a request may take
+        over.set()
+        assert "asked for long" in loading.result()["detail"]
 
 
 def test_a_service_follows_by_itself(tmp_path, sasrec, bert4rec) -> None:
@@ -297,7 +402,9 @@ def test_of_a_folder_of_bundles_the_one_exported_last_counts(tmp_path) -> None:
     assert source.look().token != token
 
 
-def test_a_registry_that_fails_is_asked_again_and_copies_are_removed(place, bert4rec, monkeypatch, tmp_path) -> None:
+def test_a_registry_that_fails_is_asked_again_and_copies_are_removed(
+    place, bert4rec, monkeypatch, tmp_path, caplog
+) -> None:
     """A server's files are copied: the copy goes when its bundle is neither current nor previous."""
     registry = SimpleNamespace(version=None, copies=[])
 
@@ -320,6 +427,7 @@ def test_a_registry_that_fails_is_asked_again_and_copies_are_removed(place, bert
     place.variant.follow()
     place.variant.follow()
     assert (place.attempts("unseen"), place.attempts("refused")) == (3, 0)
+    assert len([record for record in caplog.records if "gives no bundle" in record.message]) == 1
     registry.version = StoredVersion("shop", "2", "mlflow-artifacts:/2")
     place.variant.follow()
     assert place.model()["source"] == "models:/shop@champion"
