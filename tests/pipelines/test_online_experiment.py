@@ -11,7 +11,7 @@ import pytest
 from command_line import run_recsys
 from exposed import SECOND, START, answer, event, write_log
 
-from pipelines.experiment import ExperimentConfig, run_experiment
+from pipelines.experiment import SEVERAL, Experiment, ExperimentConfig, run_experiment
 from pipelines.exposed import Period
 from recsys.errors import ConfigError, DataError
 from recsys.experiment import Plan
@@ -123,7 +123,36 @@ def test_who_saw_several_variants_is_left_out(tmp_path: Path) -> None:
         "users whose time is not over yet": 0,
     }
     assert found.effects["new"][0].users == (100, 80)
-    assert found.sentences()[-1].startswith("10.0% of users saw several variants; if their weights were changed")
+    assert found.mixed == pytest.approx(0.1)
+
+
+def test_many_who_changed_sides_stop_the_decision(tmp_path: Path) -> None:
+    """Of 400 users each as of the weights, the share `moved` comes back to the other variant after so many hours."""
+    rng = np.random.default_rng(0)
+    sides = np.where(rng.random(400) < SHARES["old"], "old", "new")
+
+    def judged(moved: int, hours: float) -> Experiment:
+        shown = [
+            answer(number, ITEMS, variant=str(name), propensity=SHARES[str(name)]) for number, name in enumerate(sides)
+        ]
+        again = [
+            row
+            | {"request_id": f"again-{row['request_id']}", "timestamp": row["timestamp"] + int(hours * HOUR)}
+            | {"variant": "new" if row["variant"] == "old" else "old"}
+            for row in shown[:moved]
+        ]
+        end = answer(999_999, ITEMS, user_id=None, variant="old", propensity=0.6)
+        clicks = [event(row, item) for row in shown for item in ITEMS[: 3 if row["variant"] == "new" else 1]]
+        return run_experiment(config(write_log(tmp_path / f"{moved}-{hours}", [*shown, *again, end], clicks)))
+
+    few, many, later = judged(4, 0.5), judged(5, 0.5), judged(400, 1)
+    assert few.winners == later.winners == ["new"]
+    assert (few.left_out[SEVERAL], later.left_out[SEVERAL]) == (4, 0), "what comes after the horizon does not count"
+    assert many.split.holds
+    assert many.effects["new"][0].decided
+    assert many.winners == []
+    assert not any("is better than" in sentence for sentence in many.sentences())
+    assert many.sentences()[-1].startswith("1.2% of users saw several variants within their time: those who come often")
 
 
 def test_duplicates_and_late_events_change_nothing(tmp_path: Path) -> None:
