@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from pipelines.exposed import Period, end_of, impressions_of, read_logs, shares_at
+from pipelines.exposed import Period, answers_since, end_of, impressions_of, read_until, shares_at
 from recsys.errors import ConfigError, DataError
 from recsys.experiment import Effect, Measured, Plan, Split, check_split, effect
 from recsys.exposures import DAY, Attribution
@@ -26,7 +26,7 @@ class ExperimentConfig:
     """Settings of `recsys experiment`.
 
     Every user is watched for `horizon` microseconds from the first answer on, all equally long; what a user did in the
-    `before` microseconds ahead of it is what CUPED takes out.
+    `before` microseconds ahead of any answer that a variant could differ in is what CUPED takes out.
     """
 
     logs: tuple[Path, ...]
@@ -126,14 +126,17 @@ class Experiment:
 
 def run_experiment(config: ExperimentConfig) -> Experiment:
     """Joins the logs, checks the split, and compares every variant with the base."""
-    exposures, outcomes = read_logs(config.logs, config.period)
+    logged, outcomes = read_until(config.logs, config.period.until)
+    exposures = answers_since(config.period.since, logged)
     names = tuple(exposures["variant"].unique().sort().to_list())
     if config.base not in names or len(names) < 2:
         raise ConfigError(
             f"experiment: --base {config.base}: the log has the variants {', '.join(names)}; two or more."
         )
     end = end_of(exposures)
-    users = arrived(exposures, names, config.horizon)
+    users = arrived(exposures, names, config.horizon).join(
+        touched(logged, exposures), on="user_id", how="left", maintain_order="left"
+    )
     reasons = {
         "users whose time is not over yet": pl.col("began") + config.horizon + config.attribution.window > end,
         SEVERAL: pl.col("mixed"),
@@ -158,7 +161,7 @@ def run_experiment(config: ExperimentConfig) -> Experiment:
 
 def arrived(exposures: pl.DataFrame, names: Sequence[str], horizon: int) -> pl.DataFrame:
     """One row a user in order of the first answer: when (`began`), variant by number, shares of all variants then,
-    whether others were seen within the horizon, and how long the history was."""
+    and whether others were seen within the horizon."""
     known = exposures.filter(pl.col("user_id").is_not_null())
     if not len(known):
         raise DataError("experiment: no answer names its user; users are what is compared.")
@@ -167,13 +170,24 @@ def arrived(exposures: pl.DataFrame, names: Sequence[str], horizon: int) -> pl.D
         began=pl.col("timestamp").first(),
         name=pl.col("variant").first(),
         mixed=pl.col("variant").filter(within).n_unique() > 1,
-        history=pl.col("history").first().list.len(),
     )
     shares = shares_at(first["began"], known, names)
     numbers = {name: number for number, name in enumerate(names)}
     return first.with_columns(
         variant=pl.col("name").replace_strict(numbers, return_dtype=pl.Int64),
         shares=pl.Series(shares, dtype=pl.Array(pl.Float64, len(names))),
+    )
+
+
+def touched(logged: pl.DataFrame, exposures: pl.DataFrame) -> pl.DataFrame:
+    """One row a user: the first answer, be it before `exposures` begin, that a variant could differ in, and how long
+    the history was then. While one variant has all traffic, none could."""
+    differs = (pl.col("propensity") < 1) | (pl.col("timestamp") >= exposures["timestamp"][0])
+    return (
+        logged
+        .filter(pl.col("user_id").is_not_null() & differs)
+        .group_by("user_id", maintain_order=True)
+        .agg(touched=pl.col("timestamp").first(), history=pl.col("history").first().list.len())
     )
 
 
@@ -184,12 +198,12 @@ def watch(
     outcomes: pl.DataFrame,
     names: tuple[str, ...],
 ) -> Watched:
-    """What each user earned within the horizon, and did before it."""
-    began = users.select("user_id", "began")
+    """What each user earned within the horizon, and did before any variant could matter."""
+    began = users.select("user_id", "began", "touched")
     within = pl.col("timestamp") - pl.col("began") < config.horizon
     asked = exposures.filter(pl.col("position") == 1).join(began, on="user_id").filter(within)
     rows = impressions_of(exposures, outcomes, config.attribution).join(began, on="user_id").filter(within)
-    ahead = pl.col("began") - pl.col("timestamp")
+    ahead = pl.col("touched") - pl.col("timestamp")
     earlier = outcomes.join(began, on="user_id").filter((ahead > 0) & (ahead <= config.before))
     by_user = (
         users

@@ -155,6 +155,30 @@ def test_many_who_changed_sides_stop_the_decision(tmp_path: Path) -> None:
     assert many.sentences()[-1].startswith("1.2% of users saw several variants within their time: those who come often")
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_cuped_takes_out_nothing_that_a_variant_did(tmp_path: Path, alone: bool) -> None:
+    """Users of `new` do more once they saw it; `--since` begins later. Where one had all traffic until then, all was before."""
+    names = ["old", "new"] * 40
+    first = [
+        answer(number, ITEMS, user_id=f"u{number}", history=["a"] * 2)
+        | ({"variant": "old"} if alone else {"variant": name, "propensity": 0.5})
+        for number, name in enumerate(names)
+    ]
+    later = [
+        answer(36_000 + number, ITEMS, user_id=f"u{number}", variant=name, propensity=0.5, history=["a"] * 7)
+        for number, name in enumerate(names)
+    ]
+    before = [event(row, "y", -60 * place) for number, row in enumerate(first) for place in range(1, 1 + number % 3)]
+    between = [event(row, "z", 60 * place) for row in first[1::2] for place in range(1, 5)]
+    clicks = [event(row, "a") for row in later[::3]]
+    end = answer(99_999, ITEMS, user_id=None, variant="old", propensity=0.5)
+    log = write_log(tmp_path / "log", [*first, *later, end], before + between + clicks)
+    found = run_experiment(config(log, period=Period(since=later[0]["timestamp"])))
+    assert found.effects["new"][0].users == (40, 40)
+    known = [(number % 3 + 4 * (number % 2), 7) if alone else (number % 3, 2) for number in range(80)]
+    np.testing.assert_allclose(found.watched.covariates, np.log1p(known))
+
+
 def test_duplicates_and_late_events_change_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     rows = [user_rows(rng, number, "old" if number % 5 < 3 else "new", 0.2) for number in range(150)]
@@ -180,6 +204,8 @@ def test_a_variant_that_is_not_there_is_named(better: Path) -> None:
         run_experiment(config(better, base="older"))
     with pytest.raises(DataError, match="no answers were logged in the time that was asked for"):
         run_experiment(config(better, period=Period(until=1)))
+    with pytest.raises(DataError, match="--since: no answers were logged in the time that was asked for"):
+        run_experiment(config(better, period=Period(since=2 * START)))
 
 
 def test_the_command_prints_writes_and_gates(better: Path, tmp_path: Path) -> None:
