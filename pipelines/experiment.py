@@ -208,11 +208,12 @@ def watch(
     by_user = (
         users
         .select("user_id", "variant", "history")
-        .join(asked.group_by("user_id").agg(requests=pl.len()), on="user_id", how="left")
+        .join(asked.group_by("user_id").agg(requests=pl.len()), on="user_id", how="left", maintain_order="left")
         .join(
             rows.group_by("user_id").agg(found=(pl.col("outcomes") > 0).sum(), value=pl.col("value").sum()),
             on="user_id",
             how="left",
+            maintain_order="left",
         )
         .join(earlier.group_by("user_id").agg(earlier=pl.len()), on="user_id", how="left", maintain_order="left")
         .fill_null(0)

@@ -157,7 +157,7 @@ def test_many_who_changed_sides_stop_the_decision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_cuped_takes_out_nothing_that_a_variant_did(tmp_path: Path, alone: bool) -> None:
-    """Users of `new` do more once they saw it; `--since` begins later. Where one had all traffic until then, all was before."""
+    """Users of `new` do more once they saw it; `--since` begins later. Where one had all traffic, all was before."""
     names = ["old", "new"] * 40
     first = [
         answer(number, ITEMS, user_id=f"u{number}", history=["a"] * 2)
