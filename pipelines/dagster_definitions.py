@@ -3,8 +3,9 @@
     dataset -> prepared -> candidate -> decision -> champion (only where the alias moves)
 
 One run a day is one `recsys run` (pipelines.run_pipeline), whose lock, resumption, gate and retention hold here too.
-A partition is the day whose logs a run brings in; what it reads are all log files that match, as always, so a day whose
-logs were read before comes to nothing new. Settings: `DagsterSettings`, from the environment.
+A partition is the day whose logs a run brings in; what it reads are all log files that match, as always. A day whose
+logs were read before, or never came, makes no asset anew: the decision becomes stale. Settings: `DagsterSettings`, from
+the environment.
 """
 
 from collections.abc import Iterator
@@ -113,9 +114,22 @@ def cycle_assets(config: PipelineConfig, settings: DagsterSettings) -> dg.Assets
 
 
 def results(config: PipelineConfig, outcome: Outcome) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-    """An outcome in Dagster's words: where each asset lies, with its hash, the decision, and whether it refuses."""
+    """An outcome in Dagster's words: where each asset that was made lies, with its hash, the decision, and whether the
+    decision that stands refuses."""
     record = outcome.record
-    common = {"cycle": record["cycle"], "nothing_new": outcome.nothing_new}
+    if not outcome.nothing_new:
+        yield from assets(config, record)
+    yield dg.AssetCheckResult(
+        asset_key=key_of(config, "decision"),
+        check_name=NOT_REFUSED,
+        passed=record["action"] != "refuse",
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"sentence": record["sentence"], "cycle": record["cycle"], "nothing_new": outcome.nothing_new},
+    )
+
+
+def assets(config: PipelineConfig, record: dict[str, Any]) -> Iterator[dg.MaterializeResult[Any]]:
+    """What a cycle left behind; a champion only where the alias moved."""
     for name in STEPS:
         if name == "champion" and record["action"] != "replace":
             continue
@@ -127,11 +141,5 @@ def results(config: PipelineConfig, outcome: Outcome) -> Iterator[dg.Materialize
             version = dg.DataVersion(found["sha256"])
         if name == "champion":
             found["registered_version"] = record["lineage"]["registered_version"]
-        yield dg.MaterializeResult(asset_key=key_of(config, name), metadata=common | found, data_version=version)
-    yield dg.AssetCheckResult(
-        asset_key=key_of(config, "decision"),
-        check_name=NOT_REFUSED,
-        passed=record["action"] != "refuse",
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={"sentence": record["sentence"]},
-    )
+        metadata = {"cycle": record["cycle"]} | found
+        yield dg.MaterializeResult(asset_key=key_of(config, name), metadata=metadata, data_version=version)

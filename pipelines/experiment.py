@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from pipelines.exposed import Period, end_of, impressions_of, read_logs, shares_at
+from pipelines.exposed import Period, answers_since, end_of, impressions_of, read_until, shares_at
 from recsys.errors import ConfigError, DataError
 from recsys.experiment import Effect, Measured, Plan, Split, check_split, effect
 from recsys.exposures import DAY, Attribution
@@ -16,8 +16,9 @@ from recsys.metrics import FloatArray, IntArray
 from recsys.resampling import holm
 
 Metric = Literal["outcomes a user", "users with an outcome", "outcomes a request", "value a user"]
+SEVERAL = "users who saw several variants"
 MIXED = 0.01
-"""Share of users in several variants above which it is warned."""
+"""Share of users in several variants above which nothing is decided: busy users are those who are moved, and lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class ExperimentConfig:
     """Settings of `recsys experiment`.
 
     Every user is watched for `horizon` microseconds from the first answer on, all equally long; what a user did in the
-    `before` microseconds ahead of it is what CUPED takes out.
+    `before` microseconds ahead of any answer that a variant could differ in is what CUPED takes out.
     """
 
     logs: tuple[Path, ...]
@@ -80,20 +81,30 @@ class Experiment:
     plan: Plan
 
     @property
+    def mixed(self) -> float:
+        """Of users whose time is over, the share that saw several variants within it."""
+        return self.left_out[SEVERAL] / max(1, self.left_out[SEVERAL] + len(self.watched.variants))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the variants' users are alike: the split is as intended, and hardly anyone changed sides."""
+        return self.split.holds and self.mixed <= MIXED
+
+    @property
     def winners(self) -> list[str]:
-        """Variants better than the base, where the split is as intended."""
+        """Variants better than the base, where their users are comparable."""
         decided = {name: effects[0] for name, effects in self.effects.items() if effects[0].decided}
-        return [name for name, entry in decided.items() if entry.difference > 0 and self.split.holds]
+        return [name for name, entry in decided.items() if entry.difference > 0 and self.comparable]
 
     def sentences(self) -> list[str]:
-        """The split first: where it does not hold, nothing else does."""
-        deciding = [effects[0].sentence() for effects in self.effects.values()] if self.split.holds else []
+        """The split first: where users are not comparable, no difference is told."""
+        deciding = [effects[0].sentence() for effects in self.effects.values()] if self.comparable else []
         left = [f"Left out: {count:,} {why}." for why, count in self.left_out.items() if count]
-        mixed = self.left_out["users who saw several variants"]
-        if mixed > MIXED * sum(self.split.users):
+        if self.mixed > MIXED:
             left.append(
-                f"{mixed / sum(self.split.users):.1%} of users saw several variants; if their weights were changed "
-                "meanwhile, judge only what came after."
+                f"{self.mixed:.1%} of users saw several variants within their time: those who come often do, so users "
+                "who are left are not alike and no difference between variants may be believed. If weights were "
+                "changed meanwhile, judge only answers from before (--until) or after (--since)."
             )
         return [self.split.sentence(), *deciding, *left]
 
@@ -103,6 +114,7 @@ class Experiment:
             "base": self.base,
             "winners": self.winners,
             "split": asdict(self.split) | {"holds": self.split.holds},
+            "mixed": self.mixed,
             "effects": {
                 name: [asdict(entry) | {"decided": entry.decided} for entry in effects]
                 for name, effects in self.effects.items()
@@ -114,17 +126,20 @@ class Experiment:
 
 def run_experiment(config: ExperimentConfig) -> Experiment:
     """Joins the logs, checks the split, and compares every variant with the base."""
-    exposures, outcomes = read_logs(config.logs, config.period)
+    logged, outcomes = read_until(config.logs, config.period.until)
+    exposures = answers_since(config.period.since, logged)
     names = tuple(exposures["variant"].unique().sort().to_list())
     if config.base not in names or len(names) < 2:
         raise ConfigError(
             f"experiment: --base {config.base}: the log has the variants {', '.join(names)}; two or more."
         )
     end = end_of(exposures)
-    users = arrived(exposures, names)
+    users = arrived(exposures, names, config.horizon).join(
+        touched(logged, exposures), on="user_id", how="left", maintain_order="left"
+    )
     reasons = {
-        "users who saw several variants": pl.col("mixed"),
         "users whose time is not over yet": pl.col("began") + config.horizon + config.attribution.window > end,
+        SEVERAL: pl.col("mixed"),
     }
     kept, left_out = users, {"answers without a user": exposures["user_id"].null_count()}
     for why, holds in reasons.items():
@@ -144,23 +159,35 @@ def run_experiment(config: ExperimentConfig) -> Experiment:
     )
 
 
-def arrived(exposures: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+def arrived(exposures: pl.DataFrame, names: Sequence[str], horizon: int) -> pl.DataFrame:
     """One row a user in order of the first answer: when (`began`), variant by number, shares of all variants then,
-    whether others were seen later, and how long the history was."""
+    and whether others were seen within the horizon."""
     known = exposures.filter(pl.col("user_id").is_not_null())
     if not len(known):
         raise DataError("experiment: no answer names its user; users are what is compared.")
+    within = pl.col("timestamp") - pl.col("timestamp").first() < horizon
     first = known.group_by("user_id", maintain_order=True).agg(
         began=pl.col("timestamp").first(),
         name=pl.col("variant").first(),
-        mixed=pl.col("variant").n_unique() > 1,
-        history=pl.col("history").first().list.len(),
+        mixed=pl.col("variant").filter(within).n_unique() > 1,
     )
     shares = shares_at(first["began"], known, names)
     numbers = {name: number for number, name in enumerate(names)}
     return first.with_columns(
         variant=pl.col("name").replace_strict(numbers, return_dtype=pl.Int64),
         shares=pl.Series(shares, dtype=pl.Array(pl.Float64, len(names))),
+    )
+
+
+def touched(logged: pl.DataFrame, exposures: pl.DataFrame) -> pl.DataFrame:
+    """One row a user: the first answer, be it before `exposures` begin, that a variant could differ in, and how long
+    the history was then. While one variant has all traffic, none could."""
+    differs = (pl.col("propensity") < 1) | (pl.col("timestamp") >= exposures["timestamp"][0])
+    return (
+        logged
+        .filter(pl.col("user_id").is_not_null() & differs)
+        .group_by("user_id", maintain_order=True)
+        .agg(touched=pl.col("timestamp").first(), history=pl.col("history").first().list.len())
     )
 
 
@@ -171,21 +198,22 @@ def watch(
     outcomes: pl.DataFrame,
     names: tuple[str, ...],
 ) -> Watched:
-    """What each user earned within the horizon, and did before it."""
-    began = users.select("user_id", "began")
+    """What each user earned within the horizon, and did before any variant could matter."""
+    began = users.select("user_id", "began", "touched")
     within = pl.col("timestamp") - pl.col("began") < config.horizon
     asked = exposures.filter(pl.col("position") == 1).join(began, on="user_id").filter(within)
     rows = impressions_of(exposures, outcomes, config.attribution).join(began, on="user_id").filter(within)
-    ahead = pl.col("began") - pl.col("timestamp")
+    ahead = pl.col("touched") - pl.col("timestamp")
     earlier = outcomes.join(began, on="user_id").filter((ahead > 0) & (ahead <= config.before))
     by_user = (
         users
         .select("user_id", "variant", "history")
-        .join(asked.group_by("user_id").agg(requests=pl.len()), on="user_id", how="left")
+        .join(asked.group_by("user_id").agg(requests=pl.len()), on="user_id", how="left", maintain_order="left")
         .join(
             rows.group_by("user_id").agg(found=(pl.col("outcomes") > 0).sum(), value=pl.col("value").sum()),
             on="user_id",
             how="left",
+            maintain_order="left",
         )
         .join(earlier.group_by("user_id").agg(earlier=pl.len()), on="user_id", how="left", maintain_order="left")
         .fill_null(0)

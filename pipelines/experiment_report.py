@@ -33,7 +33,7 @@ def write_report(path: Path, experiment: Experiment) -> None:
 def section(experiment: Experiment, name: str) -> str:
     """One variant: plots and every figure."""
     effects = experiment.effects[name]
-    mark = CLASSES[effects[0].difference > 0] if effects[0].decided and experiment.split.holds else ""
+    mark = CLASSES[effects[0].difference > 0] if effects[0].decided and experiment.comparable else ""
     return "\n".join([
         f'<h2 class="{mark}">{html.escape(name)}</h2>',
         "<h3>Differences as shares of the base's figures</h3>",

@@ -33,15 +33,29 @@ class Period:
 
 def read_logs(folders: Sequence[Path], period: Period = Period()) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Exposures and outcomes of all folders, in order of time; an answer that two of them hold counts once."""
+    exposures, outcomes = read_until(folders, period.until)
+    return answers_since(period.since, exposures), outcomes
+
+
+def read_until(folders: Sequence[Path], until: int | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The same from the logs' beginning."""
     exposures = pl.concat([read_exposures(folder) for folder in folders]).sort("timestamp", maintain_order=True)
     outcomes = pl.concat([read_outcomes(folder) for folder in folders]).sort("timestamp", maintain_order=True)
-    if period.since is not None:
-        exposures = exposures.filter(pl.col("timestamp") >= period.since)
-    if period.until is not None:
-        exposures, outcomes = (table.filter(pl.col("timestamp") < period.until) for table in (exposures, outcomes))
+    if until is not None:
+        exposures, outcomes = (table.filter(pl.col("timestamp") < until) for table in (exposures, outcomes))
     if not len(exposures):
         raise DataError(f"{', '.join(map(str, folders))}: no answers were logged in the time that was asked for.")
     return exposures.unique("request_id", keep="first", maintain_order=True), outcomes
+
+
+def answers_since(since: int | None, exposures: pl.DataFrame) -> pl.DataFrame:
+    """All where no instant is given; an error where none is left."""
+    if since is None:
+        return exposures
+    kept = exposures.filter(pl.col("timestamp") >= since)
+    if not len(kept):
+        raise DataError("--since: no answers were logged in the time that was asked for; the last was before it.")
+    return kept
 
 
 def end_of(exposures: pl.DataFrame) -> int:

@@ -138,7 +138,7 @@ class Plan:
 def effect(
     measured: Measured, variants: IntArray, names: tuple[str, str], covariates: FloatArray, plan: Plan
 ) -> Effect:
-    """Of variant 1 over variant 0 of each user [U]; `covariates` [U, P] were known before users saw a variant."""
+    """Of variant 1 over variant 0 of each user [U]; `covariates` [U, P] were known before users saw any."""
     earned, sizes = measured.earned, measured.sizes
     sides = [np.flatnonzero(variants == side) for side in (0, 1)]
     means = [float(earned[side].sum() / sizes[side].sum()) if len(side) else 0.0 for side in sides]

@@ -1,6 +1,7 @@
 """Team-draft interleaving (Radlinski, Kurup & Joachims, 2008): one list of two models, and whose items are clicked.
 
-Each user compares both models at once, so far fewer are needed than where each sees one. Dimensions: Q lists, U users.
+For applications that show such lists themselves; the service does not. Each user compares both models at once, so far
+fewer are needed than where each sees one. Dimensions: Q lists, U users.
 """
 
 import hashlib

@@ -12,7 +12,7 @@ in its place, Q requests and n_k rows at position k:
     switch-dr   the same with w = 0 where w > c      (Wang, Agarwal & Dudik, 2017)
 
 Weights of lists follow from an assumption on how people read them: `recsys.slate_policy`.
-Dimensions: N rows, Q requests, G units of users, C sums, R draws.
+Dimensions: N rows, Q requests, G units of users, C sums, R draws, K positions.
 """
 
 from collections.abc import Callable
@@ -162,31 +162,38 @@ Totals = Callable[[FloatArray], FloatArray]
 
 @dataclass(frozen=True)
 class Estimator:
-    """What is summed, [N, C] by row, and the value that follows from the sums."""
+    """Sums [G, C] by unit, and the value that follows from their totals."""
 
     name: str
-    columns: FloatArray
+    sums: FloatArray
     values: Totals
 
     @property
     def value(self) -> float:
         """The estimate."""
-        return float(self.values(self.columns.sum(axis=0, keepdims=True))[0])
+        return float(self.values(self.sums.sum(axis=0, keepdims=True))[0])
 
     def drawn(self, resamples: Resamples) -> FloatArray:
         """The estimate from every draw, [R]."""
-        by_unit = np.stack([resamples.sums(column) for column in self.columns.T], axis=1)
-        return self.values(resamples.totals(by_unit))
+        return self.values(resamples.totals(self.sums))
 
 
-def estimators(log: Logged, clip: float) -> list[Estimator]:
-    """What was earned, then all that the log allows: those with a model of rewards where it has predictions."""
-    weights, rewards, shares = log.weights, log.rewards, log.shares
+def estimators(log: Logged, clip: float, unit: IntArray | None = None) -> list[Estimator]:
+    """What was earned, then all that the log allows: those with a model of rewards where it has predictions.
+
+    Their sums are those of each `unit` [N], numbered from 0; without it those of the whole log.
+    """
+    own = np.zeros(len(log.rewards), dtype=np.int64) if unit is None else unit
+    weights, rewards, requests = log.weights, log.rewards, _summed(own, log.shares)
+
+    def mean(name: str, values: FloatArray) -> Estimator:
+        return Estimator(name, np.stack([_summed(own, values), requests], axis=1), _ratio)
+
     found = [
-        _mean(LOGGED, rewards, shares),
-        _mean("ips", weights * rewards, shares),
-        _self_normalised(log, shares),
-        _mean("clipped", np.minimum(weights, clip) * rewards, shares),
+        mean(LOGGED, rewards),
+        mean("ips", weights * rewards),
+        _self_normalised(log, own, requests),
+        mean("clipped", np.minimum(weights, clip) * rewards),
     ]
     if log.predicted is None or log.expected is None:
         return found
@@ -194,16 +201,16 @@ def estimators(log: Logged, clip: float) -> list[Estimator]:
     trusted = np.where(weights <= clip, weights, 0.0)
     return [
         *found,
-        _mean("dm", log.expected, shares),
-        _mean("dr", log.expected + weights * residuals, shares),
-        _mean("switch-dr", log.expected + trusted * residuals, shares),
+        mean("dm", log.expected),
+        mean("dr", log.expected + weights * residuals),
+        mean("switch-dr", log.expected + trusted * residuals),
     ]
 
 
 def estimate(log: Logged, clip: float = 10.0, draws: int = 2000, seed: int = 0) -> list[Estimate]:
     """What was earned (`logged`), then each estimator; percentile bootstrap intervals on the same draws of users."""
     resamples = Resamples.of_users(log.users, draws, seed)
-    found = [(entry.name, entry.value, entry.drawn(resamples)) for entry in estimators(log, clip)]
+    found = [(entry.name, entry.value, entry.drawn(resamples)) for entry in estimators(log, clip, resamples.unit)]
     _, own, own_draws = found[0]
     return [
         Estimate(
@@ -240,23 +247,31 @@ def overlap(log: Logged, clip: float = 10.0) -> Overlap:
     )
 
 
-def _mean(name: str, values: FloatArray, shares: FloatArray) -> Estimator:
-    """Sum of values over the number of requests."""
-    return Estimator(name, np.stack([values, shares], axis=1), lambda sums: sums[:, 0] / sums[:, 1])
+def _summed(unit: IntArray, values: FloatArray) -> FloatArray:
+    """[N] by row -> [G]."""
+    return np.bincount(unit, values).astype(np.float64)
 
 
-def _self_normalised(log: Logged, shares: FloatArray) -> Estimator:
+def _ratio(sums: FloatArray) -> FloatArray:
+    """[R, 2] -> [R], values over requests."""
+    return sums[:, 0] / sums[:, 1]
+
+
+def _self_normalised(log: Logged, unit: IntArray, requests: FloatArray) -> Estimator:
     """By position: rewards, weights and rows; and requests. A position without any weight adds nothing."""
     places, place = np.unique(log.positions, return_inverse=True)
-    at = place[:, None] == np.arange(len(places))
-    columns = [log.weights[:, None] * log.rewards[:, None] * at, log.weights[:, None] * at, at, shares[:, None]]
+    cell, cells = unit * len(places) + place, len(requests) * len(places)
+    parts = [
+        np.bincount(cell, values, minlength=cells).reshape(len(requests), len(places))
+        for values in (log.weights * log.rewards, log.weights, None)
+    ]
 
     def values(sums: FloatArray) -> FloatArray:
         earned, weights, rows = (sums[:, part * len(places) : (part + 1) * len(places)] for part in range(3))
         means = np.divide(earned, weights, out=np.zeros_like(earned), where=weights > 0)
         return (rows * means).sum(axis=1) / sums[:, -1]
 
-    return Estimator("snips", np.concatenate(columns, axis=1).astype(np.float64), values)
+    return Estimator("snips", np.concatenate([*parts, requests[:, None]], axis=1), values)
 
 
 def _percentiles(values: FloatArray) -> tuple[float, float]:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,14 @@ def materialised(shop: Any) -> dict[str, dict[str, Any]]:
         result = job.execute_in_process(partition_key=DAY, instance=instance)
     assert result.success
     [check] = result.get_asset_check_evaluations()
+    nothing_new = check.metadata["nothing_new"].value
     events = [event.materialization for event in result.get_asset_materialization_events()]
-    assert {event.partition for event in events} == {DAY}
+    assert all(event.partition == DAY for event in events)
     found = {event.asset_key.path[-1]: {key: value.value for key, value in event.metadata.items()} for event in events}
-    return {**found, NOT_REFUSED: {"passed": check.passed, "severity": check.severity.value}}
+    return {
+        **found,
+        NOT_REFUSED: {"passed": check.passed, "severity": check.severity.value, "nothing_new": nothing_new},
+    }
 
 
 def test_a_day_is_one_cycle_and_a_second_run_does_nothing(shop: Any, pipeline: Path) -> None:
@@ -76,22 +81,23 @@ def test_a_day_is_one_cycle_and_a_second_run_does_nothing(shop: Any, pipeline: P
     assert set(found) == {"dataset", "prepared", "candidate", "decision", NOT_REFUSED}, "no champion was made"
     assert found["decision"]["action"] == "refuse"
     assert "does not beat" in found["decision"]["sentence"]
-    assert found[NOT_REFUSED] == {"passed": False, "severity": "WARN"}
+    assert found[NOT_REFUSED] == {"passed": False, "severity": "WARN", "nothing_new": False}
     folder = pipeline.parent / "work" / found["decision"]["cycle"]
     assert found["candidate"]["path"] == str(folder / "runs" / "candidate")
-    assert not found["decision"]["nothing_new"]
-    assert materialised(shop)["decision"] == found["decision"] | {"nothing_new": True}
+    assert materialised(shop) == {NOT_REFUSED: found[NOT_REFUSED] | {"nothing_new": True}}, "no asset is made anew"
 
 
 def test_a_new_champion_is_an_asset(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     described = {"path": "/somewhere", "sha256": "0" * 64}
     lineage = dict.fromkeys(("dataset", "prepared", "run", "bundle"), described) | {"registered_version": "7"}
     words = dict.fromkeys(("cycle", "verdict", "sentence", "registry", "folder", "notification"), "better")
-    outcome = Outcome(record=words | {"action": "replace", "lineage": lineage}, nothing_new=False)
+    outcome = Outcome(record=words | {"finished": "then", "action": "replace", "lineage": lineage}, nothing_new=False)
     monkeypatch.setattr(dagster_definitions, "run_pipeline", lambda *_: outcome)
     found = materialised(shop)
     assert found["champion"]["registered_version"] == "7"
     assert found[NOT_REFUSED]["passed"]
+    monkeypatch.setattr(dagster_definitions, "run_pipeline", lambda *_: replace(outcome, nothing_new=True))
+    assert set(materialised(shop)) == {NOT_REFUSED}
 
 
 def test_every_night_asks_for_the_day_before(shop: Any) -> None:
@@ -105,7 +111,7 @@ def test_every_night_asks_for_the_day_before(shop: Any) -> None:
     assert request.partition_key == DAY
 
 
-def test_a_night_without_decision_is_told(shop: Any) -> None:
+def test_a_decision_is_due_every_morning(shop: Any) -> None:
     graph = shop.resolve_asset_graph()
     policies = {key.path[-1]: graph.get(key).freshness_policy for key in graph.get_all_asset_keys()}
     assert policies["decision"].deadline_cron == "0 8 * * *"

@@ -11,7 +11,7 @@ import pytest
 from command_line import run_recsys
 from exposed import SECOND, START, answer, event, write_log
 
-from pipelines.experiment import ExperimentConfig, run_experiment
+from pipelines.experiment import SEVERAL, Experiment, ExperimentConfig, run_experiment
 from pipelines.exposed import Period
 from recsys.errors import ConfigError, DataError
 from recsys.experiment import Plan
@@ -123,7 +123,60 @@ def test_who_saw_several_variants_is_left_out(tmp_path: Path) -> None:
         "users whose time is not over yet": 0,
     }
     assert found.effects["new"][0].users == (100, 80)
-    assert found.sentences()[-1].startswith("10.0% of users saw several variants; if their weights were changed")
+    assert found.mixed == pytest.approx(0.1)
+
+
+def test_many_who_changed_sides_stop_the_decision(tmp_path: Path) -> None:
+    """Of 400 users each as of the weights, the share `moved` comes back to the other variant after so many hours."""
+    rng = np.random.default_rng(0)
+    sides = np.where(rng.random(400) < SHARES["old"], "old", "new")
+
+    def judged(moved: int, hours: float) -> Experiment:
+        shown = [
+            answer(number, ITEMS, variant=str(name), propensity=SHARES[str(name)]) for number, name in enumerate(sides)
+        ]
+        again = [
+            row
+            | {"request_id": f"again-{row['request_id']}", "timestamp": row["timestamp"] + int(hours * HOUR)}
+            | {"variant": "new" if row["variant"] == "old" else "old"}
+            for row in shown[:moved]
+        ]
+        end = answer(999_999, ITEMS, user_id=None, variant="old", propensity=0.6)
+        clicks = [event(row, item) for row in shown for item in ITEMS[: 3 if row["variant"] == "new" else 1]]
+        return run_experiment(config(write_log(tmp_path / f"{moved}-{hours}", [*shown, *again, end], clicks)))
+
+    few, many, later = judged(4, 0.5), judged(5, 0.5), judged(400, 1)
+    assert few.winners == later.winners == ["new"]
+    assert (few.left_out[SEVERAL], later.left_out[SEVERAL]) == (4, 0), "what comes after the horizon does not count"
+    assert many.split.holds
+    assert many.effects["new"][0].decided
+    assert many.winners == []
+    assert not any("is better than" in sentence for sentence in many.sentences())
+    assert many.sentences()[-1].startswith("1.2% of users saw several variants within their time: those who come often")
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_cuped_takes_out_nothing_that_a_variant_did(tmp_path: Path, alone: bool) -> None:
+    """Users of `new` do more once they saw it; `--since` begins later. Where one had all traffic, all was before."""
+    names = ["old", "new"] * 40
+    first = [
+        answer(number, ITEMS, user_id=f"u{number}", history=["a"] * 2)
+        | ({"variant": "old"} if alone else {"variant": name, "propensity": 0.5})
+        for number, name in enumerate(names)
+    ]
+    later = [
+        answer(36_000 + number, ITEMS, user_id=f"u{number}", variant=name, propensity=0.5, history=["a"] * 7)
+        for number, name in enumerate(names)
+    ]
+    before = [event(row, "y", -60 * place) for number, row in enumerate(first) for place in range(1, 1 + number % 3)]
+    between = [event(row, "z", 60 * place) for row in first[1::2] for place in range(1, 5)]
+    clicks = [event(row, "a") for row in later[::3]]
+    end = answer(99_999, ITEMS, user_id=None, variant="old", propensity=0.5)
+    log = write_log(tmp_path / "log", [*first, *later, end], before + between + clicks)
+    found = run_experiment(config(log, period=Period(since=later[0]["timestamp"])))
+    assert found.effects["new"][0].users == (40, 40)
+    known = [(number % 3 + 4 * (number % 2), 7) if alone else (number % 3, 2) for number in range(80)]
+    np.testing.assert_allclose(found.watched.covariates, np.log1p(known))
 
 
 def test_duplicates_and_late_events_change_nothing(tmp_path: Path) -> None:
@@ -151,6 +204,8 @@ def test_a_variant_that_is_not_there_is_named(better: Path) -> None:
         run_experiment(config(better, base="older"))
     with pytest.raises(DataError, match="no answers were logged in the time that was asked for"):
         run_experiment(config(better, period=Period(until=1)))
+    with pytest.raises(DataError, match="--since: no answers were logged in the time that was asked for"):
+        run_experiment(config(better, period=Period(since=2 * START)))
 
 
 def test_the_command_prints_writes_and_gates(better: Path, tmp_path: Path) -> None:

@@ -44,6 +44,23 @@ def test_every_estimate_by_hand() -> None:
     })
 
 
+def test_sums_are_kept_by_unit_not_by_row() -> None:
+    """Every column is that of the rows of a unit, and snips has the same by position."""
+    log, unit = drawn(np.random.default_rng(5), 90), np.arange(90) % 7
+    log = replace(log, positions=np.arange(90) % 4 + 1)
+    found = {entry.name: entry for entry in estimators(log, 1.5, unit)}
+    of = [unit == number for number in range(7)]
+    np.testing.assert_allclose(found["ips"].sums, [[(log.weights * log.rewards)[own].sum(), own.sum()] for own in of])
+    snips = found["snips"].sums
+    assert snips.shape == (7, 3 * 4 + 1)
+    at = [[own & (log.positions == place) for place in range(1, 5)] for own in of]
+    np.testing.assert_allclose(snips[:, :4], [[(log.weights * log.rewards)[rows].sum() for rows in row] for row in at])
+    np.testing.assert_allclose(snips[:, 4:8], [[log.weights[rows].sum() for rows in row] for row in at])
+    np.testing.assert_allclose(snips[:, 8:12], [[rows.sum() for rows in row] for row in at])
+    np.testing.assert_allclose(snips[:, 12], [own.sum() for own in of])
+    assert {name: entry.value for name, entry in found.items()} == pytest.approx(values(log, 1.5))
+
+
 def test_without_a_model_of_rewards_only_weights_speak() -> None:
     names = [entry.estimator for entry in estimate(replace(BY_HAND, predicted=None, expected=None), draws=100)]
     assert names == [LOGGED, "ips", "snips", "clipped"]
