@@ -67,8 +67,8 @@ class Impressions(dy.Schema):
     """One item that was shown, and what came of it: the two joined.
 
     `position` counts from 1. `outcomes`: how many different events it is credited with; `outcome_timestamp`: of the
-    first; `value`: the sum of their values. `complete`: whether the log goes on to the end of the item's window, so
-    that no later event can change the row.
+    first; `value`: the sum of their values. `complete`: whether answers were logged up to the end of the item's window:
+    only events that come later than their own time can still change the row.
     """
 
     request_id = dy.String(nullable=False, min_length=1)
@@ -141,7 +141,7 @@ def join_outcomes(
 
     An event that names its request belongs to that answer's item, and to nothing where that answer does not hold it;
     any other to the latest answer that had shown the item to the same user. Either only within the window. `until`: the
-    instant up to which the log holds all events; by default that of its last row.
+    instant up to which the log holds all events; by default `end_of`.
     """
     shown = _shown(exposures)
     counted = outcomes if attribution.event_types is None else outcomes.filter(_is_of(attribution.event_types))
@@ -154,7 +154,7 @@ def join_outcomes(
     joined = shown.join(gathered, on="impression", how="left", maintain_order="left").with_columns(
         pl.col("outcomes").fill_null(0),
         pl.col("value").fill_null(0.0),
-        complete=pl.col("timestamp") + attribution.window <= (_end(exposures, outcomes) if until is None else until),
+        complete=pl.col("timestamp") + attribution.window <= (end_of(exposures) if until is None else until),
     )
     return Impressions.validate(joined.select(Impressions.column_names()))
 
@@ -162,6 +162,11 @@ def join_outcomes(
 def read_impressions(folder: Path, attribution: Attribution = Attribution(), until: int | None = None) -> pl.DataFrame:
     """The log of a folder, joined."""
     return join_outcomes(read_exposures(folder), read_outcomes(folder), attribution, until)
+
+
+def end_of(exposures: pl.DataFrame) -> int:
+    """The time of the last answer, 0 without any: by the service's clock; clients' clocks may be ahead."""
+    return int(exposures["timestamp"].to_numpy().max(initial=0))
 
 
 def erase_user(folder: Path, user_id: str) -> int:
@@ -247,8 +252,3 @@ def _latest(shown: pl.DataFrame, events: pl.DataFrame, window: int) -> pl.DataFr
         )
         .filter(pl.col("impression").is_not_null())
     )
-
-
-def _end(exposures: pl.DataFrame, outcomes: pl.DataFrame) -> int:
-    """The time of the last row, 0 without any."""
-    return max((frame["timestamp"].max() or 0 for frame in (exposures, outcomes)), default=0)  # type: ignore[return-value]

@@ -121,7 +121,7 @@ def test_each_event_is_credited_as_by_hand(rows, sent) -> None:
     joined = join_outcomes(ordered, outcomes(*events), Attribution(window=WINDOW))
     found = joined.select("request_id", "item_id", "outcomes", "outcome_timestamp").rows()
     assert found == by_hand(shown, events)
-    end = max([row["timestamp"] for row in [*shown, *events]], default=0)
+    end = max([row["timestamp"] for row in shown], default=0)
     assert joined["complete"].to_list() == [time + WINDOW <= end for time in joined["timestamp"].to_list()]
 
 
@@ -168,6 +168,11 @@ def test_an_instant_says_what_is_complete(tmp_path: Path) -> None:
     for until, complete in ((None, [False, False]), (15, [True, False]), (19, [True, True])):
         joined = read_impressions(folder, Attribution(window=WINDOW), until)
         assert joined["complete"].to_list() == complete
+
+
+def test_a_client_whose_clock_is_ahead_completes_nothing(tmp_path: Path) -> None:
+    folder = log(tmp_path, [answer("1", 5, ["a"]), answer("2", 16, ["a"])], [event("a", 6), event("b", 10**15)])
+    assert read_impressions(folder, Attribution(window=WINDOW))["complete"].to_list() == [True, False]
 
 
 def test_what_is_no_log_is_said(tmp_path: Path) -> None:
