@@ -17,7 +17,7 @@ from test_service_metrics import samples
 
 from recsys.errors import ConfigError
 from recsys.exposures import Exposures, log_parts, read_exposures, read_impressions, read_outcomes
-from serving import exposure_log
+from serving import api, exposure_log
 
 ASK = {"history": ["item-05", "item-30"], "k": 4}
 
@@ -89,6 +89,27 @@ def test_every_answer_is_there_as_it_went_out_and_every_event(start, log) -> Non
     assert credited.select("request_id", "item_id", "position", "outcomes").rows() == [
         (answers[1]["request_id"], first, 1, 2)
     ]
+
+
+def test_what_came_too_late_for_its_client_was_not_shown(start, log, monkeypatch) -> None:
+    client = start(shadows=("new",), request_seconds=2)
+    answering, slow, released, done = api.Service.recommended, threading.Event(), threading.Event(), []
+
+    def late(*given: Any) -> Any:
+        if slow.is_set():
+            done.append(released.wait(60))
+        return answering(*given)
+
+    monkeypatch.setattr(api.Service, "recommended", late)
+    shown = post(client, "/v1/recommend", ASK)
+    slow.set()
+    assert client.post("/v1/recommend", json=ASK).status_code == 503
+    assert client.post("/v1/recommend/batch", json={"requests": [ASK]}).status_code == 503
+    released.set()
+    assert soon(lambda: done == [True, True])
+    stop(client)
+    assert read_exposures(log)["request_id"].to_list() == [shown["request_id"]]
+    assert read_exposures(log, shadow=True)["request_id"].to_list() == [shown["request_id"]]
 
 
 def test_answers_of_shadows_lie_apart(start, log) -> None:
