@@ -10,6 +10,7 @@ Parts appear by one rename, so whatever is there can be read. docs/exposures.md 
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -169,29 +170,53 @@ def end_of(exposures: pl.DataFrame) -> int:
     return int(exposures["timestamp"].to_numpy().max(initial=0))
 
 
-def erase_user(folder: Path, user_id: str) -> int:
-    """Takes a user out of all parts of a log, each replaced by one rename; how many rows there were.
+def erase_users(folder: Path, user_ids: Collection[str]) -> dict[Path, Exception]:
+    """Takes users out of all parts of a log, each replaced by one rename; parts that refuse, and why.
 
     One process at a time.
     """
-    erased = 0
-    for kind in SCHEMAS:
-        for part in log_parts(folder, kind):
-            theirs = pl.read_parquet(part, columns=["user_id"])["user_id"].eq_missing(user_id)
+    left: dict[Path, Exception] = {}
+    for part in (part for kind in SCHEMAS for part in log_parts(folder, kind)):
+        try:
+            theirs = pl.read_parquet(part, columns=["user_id"])["user_id"].is_in(list(user_ids)).fill_null(False)
             if theirs.any():
                 write_part(pl.read_parquet(part).filter(~theirs), part)
-                erased += int(theirs.sum())
-    return erased
+        except FileNotFoundError:  # somebody moved it away meanwhile
+            continue
+        except (OSError, pl.exceptions.PolarsError) as error:
+            left[part] = error
+    return left
 
 
 def write_part(rows: pl.DataFrame, part: Path) -> None:
+    """Whole or not at all; an `OSError` where the disk refuses, which polars would call something else."""
+    content = BytesIO()
+    rows.write_parquet(content)
+    write_whole(content.getbuffer(), part)
+
+
+def write_whole(content: bytes | memoryview, path: Path) -> None:
     """Whole or not at all, whatever happens to the process or the machine."""
-    unfinished = part.with_name(f".{part.name}")
-    with unfinished.open("wb") as file:
-        rows.write_parquet(file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(part)
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    _sync_names(path.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    """A rename is on disk when its folder is."""
+    names = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(names)
+    finally:
+        os.close(names)
 
 
 def _read(folder: Path, kind: Kind) -> pl.DataFrame:

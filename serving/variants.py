@@ -92,6 +92,7 @@ class Variants:
 
     def happened(self, events: Sequence[Mapping[str, Any]]) -> int:
         """Stores events of users, and notes them with all that was said; how many were new. Columns of `Outcomes`."""
+        began = time.time_ns() // 1_000
         stored = self.stores.state.append([
             Event(
                 user_id=event["user_id"],
@@ -102,7 +103,7 @@ class Variants:
             for event in events
         ])
         if self._log is not None:
-            self._log.outcomes(events)
+            self._log.outcomes(events, began)
         return stored
 
     def services(self) -> list[Service]:
@@ -141,7 +142,12 @@ class Variants:
             for service in variant.services:
                 service.recommender.drop_kept()
         if self._log is not None:
-            self._log.forget(user_id)
+            try:
+                self._log.forget(user_id)
+            except OSError as error:
+                raise StateError(
+                    f"the exposure log cannot note that a user was deleted: {error}; delete again"
+                ) from None
         return deleted
 
     def add_items(self, items: Sequence[NewItem], restored: Sequence[str] = ()) -> int:
