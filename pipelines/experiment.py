@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from pipelines.exposed import Period, answers_since, end_of, impressions_of, read_until, shares_at
+from pipelines.exposed import Period, answers_since, impressions_of, read_until, shares_at
 from recsys.errors import ConfigError, DataError
 from recsys.experiment import Effect, Measured, Plan, Split, check_split, effect
-from recsys.exposures import DAY, Attribution
+from recsys.exposures import DAY, Attribution, end_of
 from recsys.metrics import FloatArray, IntArray
 from recsys.resampling import holm
 

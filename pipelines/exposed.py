@@ -58,14 +58,9 @@ def answers_since(since: int | None, exposures: pl.DataFrame) -> pl.DataFrame:
     return kept
 
 
-def end_of(exposures: pl.DataFrame) -> int:
-    """The time of the last answer: until then the log is there, by the service's clock; clients' clocks may be off."""
-    return int(exposures["timestamp"].to_numpy().max())
-
-
 def impressions_of(exposures: pl.DataFrame, outcomes: pl.DataFrame, attribution: Attribution) -> pl.DataFrame:
     """One row an item that was shown, those of a request next to each other and in order of place."""
-    joined = join_outcomes(exposures, outcomes, attribution, end_of(exposures))
+    joined = join_outcomes(exposures, outcomes, attribution)
     return joined.sort("timestamp", "request_id", "position")
 
 

@@ -10,6 +10,7 @@ Parts appear by one rename, so whatever is there can be read. docs/exposures.md 
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -67,8 +68,8 @@ class Impressions(dy.Schema):
     """One item that was shown, and what came of it: the two joined.
 
     `position` counts from 1. `outcomes`: how many different events it is credited with; `outcome_timestamp`: of the
-    first; `value`: the sum of their values. `complete`: whether the log goes on to the end of the item's window, so
-    that no later event can change the row.
+    first; `value`: the sum of their values. `complete`: whether answers were logged up to the end of the item's window:
+    only events that come later than their own time can still change the row.
     """
 
     request_id = dy.String(nullable=False, min_length=1)
@@ -141,7 +142,7 @@ def join_outcomes(
 
     An event that names its request belongs to that answer's item, and to nothing where that answer does not hold it;
     any other to the latest answer that had shown the item to the same user. Either only within the window. `until`: the
-    instant up to which the log holds all events; by default that of its last row.
+    instant up to which the log holds all events; by default `end_of`.
     """
     shown = _shown(exposures)
     counted = outcomes if attribution.event_types is None else outcomes.filter(_is_of(attribution.event_types))
@@ -154,7 +155,7 @@ def join_outcomes(
     joined = shown.join(gathered, on="impression", how="left", maintain_order="left").with_columns(
         pl.col("outcomes").fill_null(0),
         pl.col("value").fill_null(0.0),
-        complete=pl.col("timestamp") + attribution.window <= (_end(exposures, outcomes) if until is None else until),
+        complete=pl.col("timestamp") + attribution.window <= (end_of(exposures) if until is None else until),
     )
     return Impressions.validate(joined.select(Impressions.column_names()))
 
@@ -164,29 +165,58 @@ def read_impressions(folder: Path, attribution: Attribution = Attribution(), unt
     return join_outcomes(read_exposures(folder), read_outcomes(folder), attribution, until)
 
 
-def erase_user(folder: Path, user_id: str) -> int:
-    """Takes a user out of all parts of a log, each replaced by one rename; how many rows there were.
+def end_of(exposures: pl.DataFrame) -> int:
+    """The time of the last answer, 0 without any: by the service's clock; clients' clocks may be ahead."""
+    return int(exposures["timestamp"].to_numpy().max(initial=0))
+
+
+def erase_users(folder: Path, user_ids: Collection[str]) -> dict[Path, Exception]:
+    """Takes users out of all parts of a log, each replaced by one rename; parts that refuse, and why.
 
     One process at a time.
     """
-    erased = 0
-    for kind in SCHEMAS:
-        for part in log_parts(folder, kind):
-            theirs = pl.read_parquet(part, columns=["user_id"])["user_id"].eq_missing(user_id)
+    left: dict[Path, Exception] = {}
+    for part in (part for kind in SCHEMAS for part in log_parts(folder, kind)):
+        try:
+            theirs = pl.read_parquet(part, columns=["user_id"])["user_id"].is_in(list(user_ids)).fill_null(False)
             if theirs.any():
                 write_part(pl.read_parquet(part).filter(~theirs), part)
-                erased += int(theirs.sum())
-    return erased
+        except FileNotFoundError:  # somebody moved it away meanwhile
+            continue
+        except (OSError, pl.exceptions.PolarsError) as error:
+            left[part] = error
+    return left
 
 
 def write_part(rows: pl.DataFrame, part: Path) -> None:
+    """Whole or not at all; an `OSError` where the disk refuses, which polars would call something else."""
+    content = BytesIO()
+    rows.write_parquet(content)
+    write_whole(content.getbuffer(), part)
+
+
+def write_whole(content: bytes | memoryview, path: Path) -> None:
     """Whole or not at all, whatever happens to the process or the machine."""
-    unfinished = part.with_name(f".{part.name}")
-    with unfinished.open("wb") as file:
-        rows.write_parquet(file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(part)
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    _sync_names(path.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    """A rename is on disk when its folder is."""
+    names = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(names)
+    finally:
+        os.close(names)
 
 
 def _read(folder: Path, kind: Kind) -> pl.DataFrame:
@@ -247,8 +277,3 @@ def _latest(shown: pl.DataFrame, events: pl.DataFrame, window: int) -> pl.DataFr
         )
         .filter(pl.col("impression").is_not_null())
     )
-
-
-def _end(exposures: pl.DataFrame, outcomes: pl.DataFrame) -> int:
-    """The time of the last row, 0 without any."""
-    return max((frame["timestamp"].max() or 0 for frame in (exposures, outcomes)), default=0)  # type: ignore[return-value]

@@ -12,6 +12,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
+from starlette.background import BackgroundTask
 
 from recsys import __version__
 from recsys.bundle import Bundle
@@ -77,9 +78,8 @@ def recommend(
     _check(query, assigned.service, settings)
     answer = assigned.service.recommender.recommend(asked)
     shown = _shown(assigned, query, asked, answer, request_id)
-    variants.showed(shown)
     metrics.answer(answer, shown.variant)
-    return _json(_recommendations(assigned.service, query, shown))
+    return _json(_recommendations(assigned.service, query, shown), then=BackgroundTask(variants.showed, [shown]))
 
 
 @router.post("/v1/recommend/batch", response_model=messages.BatchRecommendations)
@@ -96,13 +96,15 @@ def recommend_batch(
         _check(query, one.service, settings)
     shown = _all_shown(assigned, batch.requests, ids)
     for each in shown:
-        variants.showed(each)
         metrics.answer(each.answer, each.variant)
     answers = [
         _recommendations(one.service, query, each)
         for one, query, each in zip(assigned, batch.requests, shown, strict=True)
     ]
-    return _json(messages.BatchRecommendations(request_id=request_id, answers=answers))
+    return _json(
+        messages.BatchRecommendations(request_id=request_id, answers=answers),
+        then=BackgroundTask(variants.showed, shown),
+    )
 
 
 @router.post("/v1/events", status_code=202, response_model=messages.EventsStored)
@@ -276,6 +278,7 @@ def _shown(
         answer=answer,
         item_ids=[assigned.service.items.item_id(row) for row in answer.rows.tolist()],
         wishes=query.wishes(),
+        assigned=assigned,
     )
 
 
@@ -335,8 +338,8 @@ def _ranker(bundle: Bundle) -> messages.RankerVersion | None:
     )
 
 
-def _json(answer: BaseModel, status: int = 200) -> Response:
-    return Response(answer.model_dump_json(), status_code=status, media_type="application/json")
+def _json(answer: BaseModel, status: int = 200, then: BackgroundTask | None = None) -> Response:
+    return Response(answer.model_dump_json(), status_code=status, media_type="application/json", background=then)
 
 
 def _limit(name: str, count: int, limit: int) -> None:

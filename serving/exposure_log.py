@@ -1,29 +1,45 @@
 """What was shown and what came of it, written to Parquet by a thread of its own; `recsys.exposures` reads it.
 
-Rows wait in a bounded queue: where it is full, they are dropped and counted, and no request waits. A part is written
-when its rows are old or large enough, and at the end; a process that is killed loses the rows in its memory.
+Rows wait in a queue bounded in rows and bytes: where it is full, they are dropped and counted, and no request waits. A
+part is written when its rows are old or large enough, and at the end; a process that is killed loses the rows in its
+memory. Who was deleted is left out (`serving.deletions`).
 """
 
 import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Full, Queue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 import polars as pl
 
 from recsys.errors import ConfigError
-from recsys.exposures import SCHEMAS, Kind, erase_user, write_part
+from recsys.exposures import SCHEMAS, Kind, write_part
+from serving.deletions import Deletions, Noted, hashed
 from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.shown import Shown
 
 LOG = logging.getLogger("uvicorn.error")
 SECONDS_TO_RETRY = 1
+SECONDS_TO_CLOSE = 4
+"""With what drains before, less than the grace period of deploy/."""
 Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """`began`: when its request did, in microseconds since 1970 UTC; of about `size` bytes."""
+
+    kind: Kind
+    row: Row
+    user_id: str | None
+    began: int
+    size: int
 
 
 class ExposureLog:
@@ -42,12 +58,13 @@ class ExposureLog:
             probe = folder / f".{secrets.token_hex(4)}"
             probe.touch()
             probe.unlink()
+            self._deletions = Deletions(folder)
         except OSError as error:
             raise ConfigError(f"{folder}: cannot log there ({error.strerror}); set RECSYS_EXPOSURES.") from None
         self._process, self._parts = secrets.token_hex(4), 0
-        self._queue: Queue[tuple[Kind, Row]] = Queue(settings.exposure_waiting)
-        self._forgotten: Queue[str] = Queue()
-        self._waiting: dict[Kind, list[Row]] = {kind: [] for kind in SCHEMAS}
+        self._queue: Queue[_Entry] = Queue(settings.exposure_waiting)
+        self._queueing, self._queued, self._most_queued = Lock(), 0, settings.exposure_waiting_bytes
+        self._waiting: dict[Kind, list[_Entry]] = {kind: [] for kind in SCHEMAS}
         self._size, self._oldest = 0, 0.0
         self._closing = Event()
         self._thread = Thread(target=self._run, name="exposures", daemon=True)
@@ -57,65 +74,73 @@ class ExposureLog:
         """An answer that went out, or of a shadow."""
         history = shown.answer.history
         newest = history[max(0, len(history) - self._history) :]
-        self._put(
-            kind,
-            (
-                shown.request_id,
-                shown.timestamp,
-                shown.user_id,
-                shown.session_id,
-                shown.variant,
-                shown.propensity,
-                shown.model_version,
-                shown.answer.source,
-                len(shown.query.shown) + 1,
-                shown.item_ids,
-                shown.answer.scores.tolist(),
-                None,
-                newest,
-                shown.wishes,
-            ),
+        row = (
+            shown.request_id,
+            shown.timestamp,
+            shown.user_id,
+            shown.session_id,
+            shown.variant,
+            shown.propensity,
+            shown.model_version,
+            shown.answer.source,
+            len(shown.query.shown) + 1,
+            shown.item_ids,
+            shown.answer.scores.tolist(),
+            None,
+            newest,
+            shown.wishes,
         )
+        self._put(_Entry(kind, row, shown.user_id, shown.assigned.began, _size(row)))
 
-    def outcomes(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Events that were stored."""
+    def outcomes(self, events: Sequence[Mapping[str, Any]], began: int) -> None:
+        """Events that were stored, of a request that began then."""
         for event in events:
-            self._put("outcomes", tuple(event.get(name) for name in SCHEMAS["outcomes"].column_names()))
+            row = tuple(event.get(name) for name in SCHEMAS["outcomes"].column_names())
+            self._put(_Entry("outcomes", row, event["user_id"], began, _size(row)))
 
     def forget(self, user_id: str) -> None:
-        """Soon nothing of the user is left here, neither in parts nor in what waits."""
-        self._forgotten.put(user_id)
+        """Soon nothing is left here of what the user did before, whatever happens to this process; or an `OSError`."""
+        self._deletions.note(user_id)
 
     def close(self) -> None:
-        """Ends when everything is written, or cannot be."""
+        """Ends when everything is written, or cannot be in time."""
+        until = time.monotonic() + SECONDS_TO_CLOSE
         self._closing.set()
-        self._thread.join()
+        self._thread.join(SECONDS_TO_CLOSE)
+        if self._thread.is_alive():
+            LOG.error("%s: the disk is too slow; rows that wait are lost", self._folder)
+        self._deletions.close(until - time.monotonic())
 
-    def _put(self, kind: Kind, row: Row) -> None:
+    def _put(self, entry: _Entry) -> None:
         try:
-            self._queue.put_nowait((kind, row))
+            with self._queueing:
+                if self._queued >= self._most_queued or self._closing.is_set():
+                    raise Full
+                self._queue.put_nowait(entry)
+                self._queued += entry.size
         except Full:
-            self._metrics.exposures_lost(kind, "dropped", 1)
+            self._metrics.exposures_lost(entry.kind, "dropped", 1)
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._gather(self._until_due())
-            self._forget()
-            if self._until_due() <= 0 and not self._write():
-                self._closing.wait(SECONDS_TO_RETRY)  # rows wait, and the queue fills up
+            try:
+                self._gather(self._until_due())
+                if self._until_due() <= 0 and not self._write():
+                    self._closing.wait(SECONDS_TO_RETRY)  # rows wait, and the queue fills up
+            except Exception as error:  # this thread must live as long as the process
+                LOG.error("%s: %s, tried again: %s", self._folder, type(error).__name__, error)
+                self._closing.wait(SECONDS_TO_RETRY)
         self._finish()
 
     def _finish(self) -> None:
         """Writes all that waits, or counts what cannot be."""
         while not self._queue.empty() or self._size:
             self._gather(0)
-            self._forget()
             if not self._write():
                 self._size = 0
-                for kind, rows in self._waiting.items():
-                    self._metrics.exposures_lost(kind, "unwritten", len(rows))
+                for kind, entries in self._waiting.items():
+                    self._metrics.exposures_lost(kind, "unwritten", len(entries))
                     self._waiting[kind] = []
-        self._forget()
 
     def _until_due(self) -> float:
         """Seconds until rows must be written; at most the time after which one looks for other work."""
@@ -131,47 +156,50 @@ class ExposureLog:
         while self._size < self._bytes:
             try:
                 left = until - time.monotonic()
-                kind, row = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+                entry = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
             except Empty:
                 return
+            with self._queueing:
+                self._queued -= entry.size
             if not self._size:
                 self._oldest = time.monotonic()
-            self._waiting[kind].append(row)
-            self._size += _size(row)
+            self._waiting[entry.kind].append(entry)
+            self._size += entry.size
 
     def _write(self) -> bool:
         """A part of each kind; False where the disk refuses, and rows wait on."""
-        for kind, rows in self._waiting.items():
-            if not rows:
-                continue
-            name = f"part-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{self._process}-{self._parts:06}.parquet"
-            try:
-                frame = pl.DataFrame(rows, schema=SCHEMAS[kind].create_empty().schema, orient="row")
-                write_part(frame, self._folder / kind / name)
-            except OSError as error:
-                LOG.error("%s: cannot be written, tried again: %s", self._folder / kind, error)
-                return False
-            self._parts += 1
-            self._metrics.exposures_written(kind, len(rows))
-            self._waiting[kind] = []
+        try:
+            with self._deletions.writing() as deleted:
+                for kind, entries in self._waiting.items():
+                    self._write_part(kind, [entry.row for entry in entries if not _is_gone(entry, deleted)])
+                    self._waiting[kind] = []
+        except OSError as error:
+            LOG.error("%s: cannot be written, tried again: %s", self._folder, error)
+            return False
         self._size = 0
         return True
 
-    def _forget(self) -> None:
-        while True:
-            try:
-                user_id = self._forgotten.get_nowait()
-            except Empty:
-                return
-            for kind, rows in self._waiting.items():
-                place = SCHEMAS[kind].column_names().index("user_id")
-                self._waiting[kind] = [row for row in rows if row[place] != user_id]
-            try:
-                erase_user(self._folder, user_id)
-            except OSError as error:
-                LOG.error("%s: a user could not be erased, tried again: %s", self._folder, error)
-                self._forgotten.put(user_id)
-                return
+    def _write_part(self, kind: Kind, rows: list[Row]) -> None:
+        """An `OSError` where the disk refuses; rows that make no part are dropped."""
+        if not rows:
+            return
+        name = f"part-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{self._process}-{self._parts:06}.parquet"
+        try:
+            frame = pl.DataFrame(rows, schema=SCHEMAS[kind].create_empty().schema, orient="row")
+            write_part(frame, self._folder / kind / name)
+        except OSError:
+            raise
+        except Exception as error:  # tried again, they would keep out all that come later
+            LOG.error("%s: %d rows are lost: %s", self._folder / kind, len(rows), error)
+            self._metrics.exposures_lost(kind, "unwritten", len(rows))
+            return
+        self._parts += 1
+        self._metrics.exposures_written(kind, len(rows))
+
+
+def _is_gone(entry: _Entry, deleted: Noted) -> bool:
+    """Whether the user was deleted since."""
+    return bool(deleted) and entry.user_id is not None and entry.began <= deleted.get(hashed(entry.user_id), -1)
 
 
 def _size(row: Row) -> int:

@@ -78,6 +78,9 @@ class Settings(BaseSettings):
     exposure_seconds: float = Field(default=60, gt=0, description="after so long rows of that log are written")
     exposure_bytes: int = Field(default=32 * 1024 * 1024, ge=1, description="of rows that make a part, as text")
     exposure_waiting: int = Field(default=10_000, ge=1, description="rows that may wait to be written; more: dropped")
+    exposure_waiting_bytes: int = Field(
+        default=64 * 1024 * 1024, ge=1, description="of rows that may wait to be written, as text; more: dropped"
+    )
     exposure_history: int = Field(default=50, ge=0, description="newest events of a history that the log keeps")
     keys: Path | None = Field(default=None, description="file of API keys, made by `recsys keys create`")
     without_keys: bool = Field(default=False, description="whether other machines may call without any key")

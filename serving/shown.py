@@ -10,11 +10,18 @@ from serving.swap import Variant
 
 @dataclass(frozen=True)
 class Assigned:
-    """The variant that a request got, its bundle for this request to its end, and the chance of this variant."""
+    """The variant that a request got, its bundle for this request to its end, and the chance of this variant.
+
+    `shadows` are to answer the same. `began`, in microseconds since 1970 UTC, and `deletions`, those of users that were
+    known then, tell later whether somebody was deleted since.
+    """
 
     variant: Variant
     service: Service
     propensity: float
+    shadows: Sequence[str]
+    began: int
+    deletions: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +39,4 @@ class Shown:
     answer: Answer
     item_ids: Sequence[str]
     wishes: str | None
+    assigned: Assigned

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from threading import Thread
@@ -72,20 +73,26 @@ class Variants:
             for kind, name in (("user", user_id), ("session", session_id), ("request", request_id))
             if name is not None
         )
-        name, share = self.split.choose(unit)
-        return Assigned(self.all[name], self.all[name].service, share)
+        split, began, deletions = self.split, time.time_ns() // 1_000, self.stores.state.deletions
+        name, share = split.choose(unit)
+        shadows = [each for each in split.shadows if each != name]
+        return Assigned(self.all[name], self.all[name].service, share, shadows, began, deletions)
 
-    def showed(self, shown: Shown) -> None:
-        """Notes an answer that went out, and has the shadows answer the same; nobody waits for either."""
-        self.metrics.recent.answered(shown.variant, shown.answer, shown.item_ids)
-        if self._log is not None:
-            self._log.answer(shown)
-        for name in self.split.shadows:
-            if name != shown.variant:
+    async def showed(self, answers: Sequence[Shown]) -> None:
+        """Notes answers that went out, and has the shadows answer the same; nothing here waits.
+
+        To be called after that, and so never where a client got something else instead.
+        """
+        for shown in answers:
+            self.metrics.recent.answered(shown.variant, shown.answer, shown.item_ids)
+            if self._log is not None:
+                self._log.answer(shown)
+            for name in shown.assigned.shadows:
                 self._shadows.ask(shown, self.all[name])
 
     def happened(self, events: Sequence[Mapping[str, Any]]) -> int:
         """Stores events of users, and notes them with all that was said; how many were new. Columns of `Outcomes`."""
+        began = time.time_ns() // 1_000
         stored = self.stores.state.append([
             Event(
                 user_id=event["user_id"],
@@ -96,7 +103,7 @@ class Variants:
             for event in events
         ])
         if self._log is not None:
-            self._log.outcomes(events)
+            self._log.outcomes(events, began)
         return stored
 
     def services(self) -> list[Service]:
@@ -135,7 +142,12 @@ class Variants:
             for service in variant.services:
                 service.recommender.drop_kept()
         if self._log is not None:
-            self._log.forget(user_id)
+            try:
+                self._log.forget(user_id)
+            except OSError as error:
+                raise StateError(
+                    f"the exposure log cannot note that a user was deleted: {error}; delete again"
+                ) from None
         return deleted
 
     def add_items(self, items: Sequence[NewItem], restored: Sequence[str] = ()) -> int:

@@ -15,7 +15,7 @@ from recsys.exposures import (
     Attribution,
     Exposures,
     Outcomes,
-    erase_user,
+    erase_users,
     join_outcomes,
     read_exposures,
     read_impressions,
@@ -122,7 +122,7 @@ def test_each_event_is_credited_as_by_hand(rows, sent) -> None:
     joined = join_outcomes(ordered, outcomes(*events), Attribution(window=WINDOW))
     found = joined.select("request_id", "item_id", "outcomes", "outcome_timestamp").rows()
     assert found == by_hand(shown, events)
-    end = max([row["timestamp"] for row in [*shown, *events]], default=0)
+    end = max([row["timestamp"] for row in shown], default=0)
     assert joined["complete"].to_list() == [time + WINDOW <= end for time in joined["timestamp"].to_list()]
 
 
@@ -171,6 +171,11 @@ def test_an_instant_says_what_is_complete(tmp_path: Path) -> None:
         assert joined["complete"].to_list() == complete
 
 
+def test_a_client_whose_clock_is_ahead_completes_nothing(tmp_path: Path) -> None:
+    folder = log(tmp_path, [answer("1", 5, ["a"]), answer("2", 16, ["a"])], [event("a", 6), event("b", 10**15)])
+    assert read_impressions(folder, Attribution(window=WINDOW))["complete"].to_list() == [True, False]
+
+
 def test_what_is_no_log_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no answers/; name the folder that RECSYS_EXPOSURES named"):
         read_exposures(tmp_path)
@@ -182,15 +187,24 @@ def test_what_is_no_log_is_said(tmp_path: Path) -> None:
         Attribution(window=0)
 
 
-def test_a_user_is_erased_from_every_part(tmp_path: Path) -> None:
-    shown = [answer("1", 5, ["a"]), answer("2", 6, ["a"], user_id="bob"), answer("3", 7, ["a"], user_id=None)]
+def test_users_are_erased_from_every_part(tmp_path: Path) -> None:
+    users = ["ann", "bob", None, "eve"]
+    shown = [answer(str(number), 5 + number, ["a"], user_id=user) for number, user in enumerate(users)]
     folder = log(tmp_path, shown, [event("a", 6), event("a", 7, user_id="bob")])
     untouched = (folder / "answers" / "part-1.parquet").stat()
-    assert erase_user(folder, "ann") == 2
+    assert erase_users(folder, ["ann", "eve"]) == {}
     assert read_exposures(folder)["user_id"].to_list() == ["bob", None]
     assert read_outcomes(folder)["user_id"].to_list() == ["bob"]
     assert (folder / "answers" / "part-1.parquet").stat() == untouched
-    assert erase_user(folder, "ann") == 0
+
+
+def test_a_part_that_cannot_be_read_keeps_no_other_from_being_erased(tmp_path: Path) -> None:
+    folder = log(tmp_path, [answer("1", 5, ["a"]), answer("2", 6, ["a"])], [event("a", 6)])
+    broken = folder / "answers" / "part-0.parquet"
+    broken.write_bytes(b"no parquet")
+    assert list(erase_users(folder, ["ann"])) == [broken]
+    broken.unlink()
+    assert not len(read_exposures(folder)) + len(read_outcomes(folder))
 
 
 def test_a_log_is_ingested_by_its_outcomes(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """What was shown is in the log as it was answered, whatever happens to the process, and no request waits for it."""
 
+import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from test_service_metrics import samples
 
 from recsys.errors import ConfigError
 from recsys.exposures import Exposures, log_parts, read_exposures, read_impressions, read_outcomes
-from serving import exposure_log
+from serving import api, deletions, exposure_log
 
 ASK = {"history": ["item-05", "item-30"], "k": 4}
 
@@ -91,6 +93,27 @@ def test_every_answer_is_there_as_it_went_out_and_every_event(start, log) -> Non
     ]
 
 
+def test_what_came_too_late_for_its_client_was_not_shown(start, log, monkeypatch) -> None:
+    client = start(shadows=("new",), request_seconds=2)
+    answering, slow, released, done = api.Service.recommended, threading.Event(), threading.Event(), []
+
+    def late(*given: Any) -> Any:
+        if slow.is_set():
+            done.append(released.wait(60))
+        return answering(*given)
+
+    monkeypatch.setattr(api.Service, "recommended", late)
+    shown = post(client, "/v1/recommend", ASK)
+    slow.set()
+    assert client.post("/v1/recommend", json=ASK).status_code == 503
+    assert client.post("/v1/recommend/batch", json={"requests": [ASK]}).status_code == 503
+    released.set()
+    assert soon(lambda: done == [True, True])
+    stop(client)
+    assert read_exposures(log)["request_id"].to_list() == [shown["request_id"]]
+    assert read_exposures(log, shadow=True)["request_id"].to_list() == [shown["request_id"]]
+
+
 def test_answers_of_shadows_lie_apart(start, log) -> None:
     client = start(shadows=("new",))
     answer = post(client, "/v1/recommend", ASK)
@@ -133,30 +156,77 @@ def test_a_slow_disk_costs_rows_and_not_requests(start, log, monkeypatch) -> Non
     assert len(read_exposures(log)) == 20 - lost
 
 
-def test_what_a_disk_refuses_waits_and_is_written_later(start, log, monkeypatch, caplog) -> None:
-    refusals, writing = [OSError(28, "No space left on device")] * 2, exposure_log.write_part
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process may grow beyond some bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    def full(rows: pl.DataFrame, part: Path) -> None:
-        if refusals:
-            raise refusals.pop()
+
+def test_what_a_disk_refuses_waits_and_is_written_later(start, log, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("serving.exposure_log.SECONDS_TO_RETRY", 0.01)
+    client = start(exposure_seconds=0.01)
+    with full_disk():
+        post(client, "/v1/recommend", ASK)
+        refused = soon(lambda: "exposures: cannot be written, tried again: [Errno 27]" in caplog.text)
+        left = list((log / "answers").iterdir())
+    assert refused
+    assert not left, "nothing half written"
+    assert soon(lambda: log_parts(log, "answers"))
+    post(client, "/v1/recommend", ASK)
+    stop(client)
+    assert len(read_exposures(log)) == 2
+
+
+def test_rows_that_make_no_part_are_counted_and_keep_no_others_out(start, log, monkeypatch) -> None:
+    failures, writing = [ValueError("cannot be a part")], exposure_log.write_part
+
+    def write(rows: pl.DataFrame, part: Path) -> None:
+        if failures:
+            raise failures.pop()
         writing(rows, part)
 
-    monkeypatch.setattr("serving.exposure_log.SECONDS_TO_RETRY", 0.01)
-    monkeypatch.setattr("serving.exposure_log.write_part", full)
-    client = start(exposure_seconds=0.01)
+    monkeypatch.setattr("serving.exposure_log.write_part", write)
+    client = start(exposure_bytes=1)
     post(client, "/v1/recommend", ASK)
-    assert soon(lambda: log_parts(log, "answers"))
-    assert len([record for record in caplog.records if "No space left" in record.message]) == 2
+    assert soon(lambda: samples(client).get(("recsys_exposures_lost_total", "answers", "unwritten")) == 1)
+    post(client, "/v1/recommend", ASK)
     stop(client)
     assert len(read_exposures(log)) == 1
 
 
-def test_a_deleted_user_is_taken_out_of_parts_and_of_what_waits(start, log) -> None:
-    first = start()
+def test_large_requests_fill_the_queue_by_their_bytes(start, monkeypatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr("serving.exposure_log.write_part", lambda *_: released.wait(30))
+    client = start(exposure_bytes=1, exposure_waiting_bytes=100_000)
+    for number in range(12):
+        post(client, "/v1/recommend", ASK | {"exclude": [f"{number}-{'x' * 500}-{each}" for each in range(100)]})
+    lost = samples(client)["recsys_exposures_lost_total", "answers", "dropped"]
+    released.set()
+    assert 12 - 2 - 2 <= lost <= 12 - 2
+
+
+@pytest.fixture
+def ann_and_bob(start) -> TestClient:
+    """A service that showed something to both, and knows an event of each."""
+    client = start()
     for user in ("ann", "bob"):
-        post(first, "/v1/events", {"user_id": user, "item_id": "item-05"})
-        post(first, "/v1/recommend", {"user_id": user})
-    stop(first)
+        post(client, "/v1/events", {"user_id": user, "item_id": "item-05"})
+        post(client, "/v1/recommend", {"user_id": user})
+    return client
+
+
+def without_ann(log: Path) -> bool:
+    """Whether no file of the log holds the name."""
+    return not [path for path in log.rglob("*") if path.is_file() and b"ann" in path.read_bytes()]
+
+
+def test_a_deleted_user_is_taken_out_of_parts_and_of_what_waits(start, log, ann_and_bob) -> None:
+    stop(ann_and_bob)
     second = start()
     for user in ("ann", "bob"):
         post(second, "/v1/recommend", {"user_id": user})
@@ -164,7 +234,109 @@ def test_a_deleted_user_is_taken_out_of_parts_and_of_what_waits(start, log) -> N
     stop(second)
     assert read_exposures(log)["user_id"].to_list() == ["bob", "bob"]
     assert read_outcomes(log)["user_id"].to_list() == ["bob"]
-    assert not [part for part in log.rglob("*.parquet") if b"ann" in part.read_bytes()]
+    assert without_ann(log)
+
+
+def test_what_waited_behind_a_slow_disk_is_not_written_after_the_deletion(start, log, monkeypatch) -> None:
+    released, begun, writing = threading.Event(), threading.Event(), exposure_log.write_part
+
+    def slow(rows: pl.DataFrame, part: Path) -> None:
+        begun.set()
+        released.wait(30)
+        writing(rows, part)
+
+    monkeypatch.setattr("serving.exposure_log.write_part", slow)
+    client = start(exposure_bytes=1)
+    for user in ("ann", "ann", "bob", "ann"):
+        post(client, "/v1/recommend", ASK | {"user_id": user})
+    assert begun.wait(30)
+    client.delete("/v1/users/ann")
+    back = post(client, "/v1/recommend", ASK | {"user_id": "ann"})
+    released.set()
+    assert soon(lambda: len(log_parts(log, "answers")) >= 3)
+    stop(client)
+    shown = read_exposures(log)
+    assert set(shown["user_id"]) <= {"bob", "ann"}
+    assert shown.filter(user_id="bob").height == 1
+    assert set(shown.filter(user_id="ann")["request_id"]) <= {back["request_id"]}, "what came before is gone"
+
+
+def test_what_a_user_does_after_the_deletion_is_logged(log, ann_and_bob) -> None:
+    ann_and_bob.delete("/v1/users/ann")
+    assert soon(lambda: without_ann(log))
+    back = post(ann_and_bob, "/v1/recommend", {"user_id": "ann"})
+    stop(ann_and_bob)
+    assert read_exposures(log).filter(user_id="ann")["request_id"].to_list() == [back["request_id"]]
+
+
+def test_a_deletion_reaches_what_waits_in_other_processes(start, log, ann_and_bob) -> None:
+    start().delete("/v1/users/ann")
+    stop(ann_and_bob)
+    assert read_exposures(log)["user_id"].to_list() == ["bob"]
+    assert without_ann(log)
+
+
+def test_a_deletion_that_was_not_finished_goes_on_after_the_next_start(start, log, ann_and_bob, monkeypatch) -> None:
+    stop(ann_and_bob)
+    with monkeypatch.context() as refusing:
+        refusing.setattr("serving.deletions.erase_users", lambda folder, _: {folder: OSError(5, "I/O error")})
+        second = start()
+        second.delete("/v1/users/ann")
+        stop(second)
+    assert not without_ann(log)
+    third = start()
+    assert soon(lambda: without_ann(log))
+    stop(third)
+    assert read_exposures(log)["user_id"].to_list() == ["bob"]
+
+
+def test_several_deletions_are_one_pass_and_writing_goes_on_meanwhile(start, log, ann_and_bob, monkeypatch) -> None:
+    stop(ann_and_bob)
+    released, passes, erasing = threading.Event(), [], deletions.erase_users
+
+    def slow(folder: Path, user_ids: set[str]) -> dict[Path, Exception]:
+        passes.append(user_ids)
+        released.wait(30)
+        return erasing(folder, user_ids)
+
+    monkeypatch.setattr("serving.deletions.erase_users", slow)
+    client = start(exposure_bytes=1)
+    client.delete("/v1/users/eve")
+    assert soon(lambda: passes)
+    client.delete("/v1/users/ann")
+    client.delete("/v1/users/bob")
+    parts = len(log_parts(log, "answers"))
+    post(client, "/v1/recommend", ASK)
+    assert soon(lambda: len(log_parts(log, "answers")) == parts + 1)
+    released.set()
+    stop(client)
+    assert passes[:2] == [{"eve"}, {"ann", "bob"}] or passes[:2] == [{"eve"}, {"eve", "ann", "bob"}]
+    assert read_exposures(log)["user_id"].to_list() == [None]
+
+
+def test_a_part_that_cannot_be_read_stops_neither_deletions_nor_the_log(start, log, ann_and_bob, caplog) -> None:
+    stop(ann_and_bob)
+    broken = log / "answers" / "part-0.parquet"
+    broken.write_bytes(b"no parquet")
+    unfinished = log / "answers" / ".part-1.parquet"
+    unfinished.write_bytes(b"what a killed process left of ann")
+    client = start(exposure_bytes=1)
+    client.delete("/v1/users/ann")
+    assert soon(lambda: without_ann(log))
+    assert f"{broken}: may hold rows of a deleted user" in caplog.text
+    broken.unlink()
+    post(client, "/v1/recommend", ASK)
+    stop(client)
+    assert read_exposures(log)["user_id"].to_list() == ["bob", None]
+
+
+def test_a_deletion_that_cannot_be_noted_is_refused(ann_and_bob, monkeypatch, caplog) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("serving.deletions.write_whole", full)
+    assert ann_and_bob.delete("/v1/users/ann").status_code == 503
+    assert "the exposure log cannot note that a user was deleted" in caplog.text
 
 
 def test_after_sigkill_every_part_can_be_read(sasrec, log, tmp_path) -> None:
