@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from pipelines import ingest as ingest_module
 from pipelines.ingest import IngestConfig, as_bytes, ingest
 from recsys import partitions, pieces, spill, steps
+from recsys.cleaning import CleanRows, clean
 from recsys.errors import ConfigError, DataError
 from recsys.pieces import read_pieces
 from recsys.readers import read_table
-from recsys.source_files import PROBLEM, ROW, ReadOptions
+from recsys.source_files import PROBLEM, ROW, RawTable, ReadOptions, with_rows
 
 CSV = 'user,item,ts\n"a\nb",x,1\n\nc,"y ""z""\n\n",2\nd,x\n\n\ne,"\n",3\n' + "".join(
     f"u{row},i,{row}\n" for row in range(40)
@@ -104,7 +105,41 @@ def test_what_went_to_disk_makes_the_same_dataset(
 
 
 def test_buckets_divide_into_parts() -> None:
-    assert spill.BUCKETS & (spill.BUCKETS - 1) == 0, "a part is a set of whole buckets"
+    assert spill.BUCKETS & (spill.BUCKETS - 1) == 0, "a part is a set of whole buckets, or a bucket one of whole parts"
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8])
+@pytest.mark.parametrize("buckets", [2, 8, 256])
+def test_every_spilled_event_lies_in_one_part(
+    tmp_path: Path, parts: int, buckets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spill, "BUCKETS", buckets)
+    rows = spill.Spill(tmp_path / "spill", most_bytes=0)
+    names = [f"u{number}" for number in range(40)]
+    rows.add(clean_rows(names[:30]))
+    rows.add(clean_rows(names[30:]))
+    rows.most_bytes = None
+    rows.add(clean_rows(["u1", "v"]))
+    found = [rows.part(number, parts)["user_id"] for number in range(parts)]
+    assert sorted(user for users in found for user in users) == sorted([*names, "u1", "v"])
+    for number, users in enumerate(found):
+        assert {partitions.user_part(user, parts) for user in users} <= {number}
+
+
+def test_rejected_rows_stay_in_order_past_ten_thousand_flushes(tmp_path: Path) -> None:
+    rows = spill.Spill(tmp_path / "spill", most_bytes=0)
+    for flush, user in ((9_999, ""), (10_000, "")):
+        rows.flushes = flush
+        rows.add(clean_rows([user, "u"], first_order=flush))
+    assert [json.loads(row)["item"] for row in rows.rejected()["content"]] == ["i9999", "i10000"]
+
+
+def clean_rows(users: list[str], first_order: int = 0) -> CleanRows:
+    """Rows of one item each, named by their order."""
+    items = [f"i{first_order + place}" for place in range(len(users))]
+    frame = with_rows(pl.DataFrame({"user": users, "item": items}))
+    table = RawTable(path=Path("a.csv"), layout="csv", frame=frame, lines_before=0)
+    return clean(table, {"user_id": "user", "item_id": "item"}, "s", first_order)
 
 
 @pytest.mark.parametrize(
