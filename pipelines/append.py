@@ -15,7 +15,7 @@ import polars as pl
 
 from pipelines.ingest import IngestConfig, Log, read_item_table, read_log, refuse_more_than_allowed, without_copies
 from pipelines.reporter import Reporter
-from recsys.cleaning import CleanRows, refuse_wrong_unit, validated
+from recsys.cleaning import CleanRows, refuse_empty, refuse_wrong_unit, validated
 from recsys.drift import drift, part_figures
 from recsys.errors import ConfigError, DataError
 from recsys.increments import Increment, earlier_events, grown_counts, increment, joined_rejected
@@ -150,6 +150,8 @@ def read_part(
         raise DataError(f"{sources[0]}: its users are line numbers, which {dataset.folder} has as well.")
     rejected = log.rows.rejected()
     refuse_wrong_unit(log.rows.num_rows, rejected, log.time_unit)
+    if log.rows.num_rows:  # a file with no rows at all is a part without events
+        refuse_empty(log.rows.num_events, rejected, sources)
     refuse_more_than_allowed(log, rejected, config)
     return log
 

@@ -87,7 +87,7 @@ def test_any_split_of_a_log_into_parts_in_any_order_makes_the_same_data(
         ("ann", "c", "9"),
     ]
     bounds = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
-    pieces = [rows[low:high] for low, high in pairwise(bounds)]
+    pieces = [[*rows[low:high], ("ann", "a", str(1 + low % 9))] for low, high in pairwise(bounds)]  # each has an event
     random.Random(seed).shuffle(pieces)
     pieces.insert(1, pieces[0])  # the same content again, under another name
     files = [write(folder, part, f"{number}.csv") for number, part in enumerate([start, *pieces])]
@@ -315,6 +315,17 @@ def test_what_cannot_be_appended_is_refused(shop: Dataset, tmp_path: Path) -> No
     with pytest.raises(DataError, match="was not made from log files by this version"):
         added(lists, order.folder)
     assert (shop.folder / "manifest.json").read_bytes() == before
+
+
+def test_a_part_without_events_is_refused_and_can_be_read_otherwise(shop: Dataset, tmp_path: Path) -> None:
+    before = (shop.folder / "manifest.json").read_bytes()
+    part = tmp_path / "2.csv"
+    part.write_text("user,item,ts,when\ncho,a,,7\ncho,b,,8\n")
+    with pytest.raises(DataError, match=r"2\.csv: all 2 rows were rejected, 2 of them for: missing timestamp"):
+        added(part, shop.folder)
+    assert (shop.folder / "manifest.json").read_bytes() == before
+    grown = added(part, shop.folder, mapping={"timestamp": "when"})
+    assert grown.events().filter(pl.col("user_id") == "cho")["timestamp"].to_list() == [7_000_000, 8_000_000]
 
 
 @pytest.mark.parametrize("change", [{"min_item_events": 2}, {"extend": None}])
