@@ -30,6 +30,9 @@ FILES: dict[str, tuple[bytes, dict[str, Any]]] = {
     "bare.csv": (b"a,x\nb,y\n" * 30, {"columns": ("user_id", "item_id")}),
     "a.csv.gz": (gzip.compress(CSV.encode(), mtime=0), {}),
     "a.csv.zst": (zstandard.compress(CSV.encode()), {}),
+    "a.tsv": (b'user\titem\na\t5" pipe\n' + b'b\tx\nc\t"y\n' * 30, {}),
+    "bare.tsv": (b'a\t5" pipe\n' + b"b\tx\nc\t,\n" * 30, {"columns": ("user_id", "item_id")}),
+    "tab.csv": (b'user\titem,\n"a\tx\n' + b"b\ty,,\n" * 30, {"delimiter": "\t"}),
     "a.dat": (b"1::2::3::4\n1::2::3\n" * 30, {}),
     "a.inter": (b"user_id:token\titem_id:token\n" + b"a\tx\nb\n" * 30, {}),
     "whole.inter": (b"user_id:token\titem_id_list:token_seq\titem_id:token\n" + b"a\tx y\tz\n", {}),
@@ -59,6 +62,31 @@ def test_pieces_together_are_the_whole(
     assert not list(scratch.iterdir())
     if most_bytes == 37 and name not in {"whole.inter", "a.txt"}:
         assert len(tables) > 2
+
+
+def last_end_by_hand(text: bytes) -> int:
+    """Behind the last line end outside of quotes, and before the blank lines at its end."""
+    ends = [place + 1 for place in range(len(text)) if text[place : place + 1] == b"\n"]
+    outside = [end for end in ends if text[:end].count(b'"') % 2 == 0]
+    content = len(text[: max(outside, default=0)].rstrip(b"\r\n"))
+    return min((end for end in ends if end > content), default=0) if content else 0
+
+
+@given(st.text(alphabet='ab"\r\n', max_size=40))
+def test_the_cut_is_behind_the_last_line_end_outside_of_quotes(text: str) -> None:
+    assert pieces._last_end(text.encode(), quoted=True) == last_end_by_hand(text.encode())
+
+
+def test_a_quote_that_is_never_closed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "LONGEST_ROW", 500)
+    path = tmp_path / "a.csv"
+    path.write_text('user,item\na,x\nb,"5 pipe\n' + "c,y\n" * 1_000)
+    found = read_pieces(path, "auto", ReadOptions(), 100, tmp_path)
+    assert next(found).frame["user"].to_list() == ["a"]
+    with pytest.raises(DataError, match=r"a\.csv: no row ends in the \d{3} bytes from 'b,\"5 pipe.*never closed"):
+        next(found)
+    path.write_text("user,item\n" + "\n" * 1_000 + "c,y\n")
+    assert sum(len(table.frame) for table in read_pieces(path, "auto", ReadOptions(), 100, tmp_path)) == 1_001
 
 
 def test_parquet_comes_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
