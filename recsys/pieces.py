@@ -16,7 +16,16 @@ import polars as pl
 import zstandard
 
 from recsys.errors import DataError
-from recsys.readers import WINDOWS, Recognised, SourceFormat, read_table, recognise, sniff_delimiter
+from recsys.readers import (
+    READERS,
+    WINDOWS,
+    Recognised,
+    SourceFormat,
+    read_table,
+    recognise,
+    sniff_delimiter,
+    with_partition_columns,
+)
 from recsys.source_files import GZIP_MAGIC, LINE, PACKING_ERRORS, ROW, ZSTD_MAGIC, RawTable, ReadOptions, first_line
 
 OF_LINES = frozenset({"csv", "jsonl", "movielens", "recbole"})
@@ -46,10 +55,10 @@ def read_pieces(
         return
     rows = lines = 0
     for piece, breaks in pieces:
-        table = read_table(piece, found.format, options)
+        table = READERS[found.format](piece, options)
         if found.format != "parquet":
             options = _as_begun(table, found.format, options)
-        yield _moved(table, path, rows, lines, found.reason)
+        yield _moved(with_partition_columns(table, path), path, rows, lines, found.reason)
         rows += table.frame.select(pl.col(ROW).max().fill_null(0)).item()
         lines += breaks
         piece.unlink()

@@ -37,6 +37,8 @@ FILES: dict[str, tuple[bytes, dict[str, Any]]] = {
     "a.inter": (b"user_id:token\titem_id:token\n" + b"a\tx\nb\n" * 30, {}),
     "whole.inter": (b"user_id:token\titem_id_list:token_seq\titem_id:token\n" + b"a\tx y\tz\n", {}),
     "a.jsonl": (LINES.encode(), {}),
+    "day=7/a.csv": (b"user,item\n" + b"a,x\n" * 30, {}),
+    "day=a%20b/a.jsonl": (LINES.encode(), {}),
     "a.txt": (b"a x y\nb z\n" * 30, {}),
 }
 
@@ -48,9 +50,10 @@ def test_pieces_together_are_the_whole(
 ) -> None:
     monkeypatch.setattr(pieces, "PACKED_RATIO", 1)
     content, form = FILES[name]
-    path, scratch = tmp_path / name, tmp_path / "scratch"
+    path, scratch = tmp_path / name, tmp_path / "hour=1" / "scratch"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    scratch.mkdir()
+    scratch.mkdir(parents=True)
     options = ReadOptions(**form)
     whole = read_table(path, "auto", options)
     tables = list(read_pieces(path, "auto", options, most_bytes, scratch))
@@ -92,9 +95,12 @@ def test_a_quote_that_is_never_closed_is_told(tmp_path: Path, monkeypatch: pytes
 def test_parquet_comes_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PACKED_RATIO", 100)
     frame = pl.DataFrame({"user": range(50), "item": ["x"] * 50})
-    frame.write_parquet(tmp_path / "a.parquet")
-    tables = list(read_pieces(tmp_path / "a.parquet", "auto", ReadOptions(), 64 * 2 * 20, tmp_path))
+    path = tmp_path / "day=7" / "a.parquet"
+    path.parent.mkdir()
+    frame.write_parquet(path)
+    tables = list(read_pieces(path, "auto", ReadOptions(), 64 * 2 * 20, tmp_path))
     assert [len(table.frame) for table in tables] == [20, 20, 10]
+    assert pl.concat([table.frame["day"] for table in tables]).to_list() == ["7"] * 50
     assert pl.concat([table.frame[ROW] for table in tables]).to_list() == list(range(1, 51))
     (tmp_path / "b.parquet").write_bytes(b"PAR1" * 50)
     with pytest.raises(DataError, match=r"b\.parquet: damaged, or not a Parquet file"):
