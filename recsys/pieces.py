@@ -15,7 +15,7 @@ from typing import IO, Any
 import polars as pl
 import zstandard
 
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 from recsys.readers import (
     READERS,
     WINDOWS,
@@ -55,7 +55,11 @@ def read_pieces(
         return
     rows = lines = 0
     for piece, breaks in pieces:
-        table = READERS[found.format](piece, options)
+        try:
+            table = READERS[found.format](piece, options)
+        except (DataError, ConfigError) as error:
+            begins = "" if found.format == "parquet" else f" (from line {lines + 1} on)"
+            raise type(error)(str(error).replace(str(piece), f"{path}{begins}")) from None
         if found.format != "parquet":
             options = _as_begun(table, found.format, options)
         yield _moved(with_partition_columns(table, path), path, rows, lines, found.reason)

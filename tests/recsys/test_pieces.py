@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,26 @@ def test_a_quote_that_is_never_closed_is_told(tmp_path: Path, monkeypatch: pytes
         next(found)
     path.write_text("user,item\n" + "\n" * 1_000 + "c,y\n")
     assert sum(len(table.frame) for table in read_pieces(path, "auto", ReadOptions(), 100, tmp_path)) == 1_001
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "error", "told"),
+    [
+        (b"\xff,x", {}, DataError, "not utf-8: byte 0xff"),
+        (b'a,"x', {}, DataError, "look for a quote that is never closed"),
+        (b"", {"columns": ("one",)}, ConfigError, "has 2 fields"),
+    ],
+)
+def test_errors_in_a_piece_name_the_source(
+    tmp_path: Path, row: bytes, options: dict[str, Any], error: type[Exception], told: str
+) -> None:
+    path, scratch = tmp_path / "a.csv", tmp_path / "scratch"
+    path.write_bytes(b"user,item\n" + b"a,x\n" * 40 + row)
+    scratch.mkdir()
+    with pytest.raises(error, match=told) as raised:
+        list(read_pieces(path, "auto", ReadOptions(**options), 40, scratch))
+    assert re.search(rf"{path} \(from line \d+ on\)", str(raised.value))
+    assert str(scratch) not in str(raised.value)
 
 
 def test_parquet_comes_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
