@@ -26,7 +26,17 @@ from recsys.readers import (
     sniff_delimiter,
     with_partition_columns,
 )
-from recsys.source_files import GZIP_MAGIC, LINE, PACKING_ERRORS, ROW, ZSTD_MAGIC, RawTable, ReadOptions, first_line
+from recsys.source_files import (
+    GZIP_MAGIC,
+    LINE,
+    PACKING_ERRORS,
+    ROW,
+    ZSTD_MAGIC,
+    RawTable,
+    ReadOptions,
+    first_line,
+    holds_list_texts,
+)
 
 OF_LINES = frozenset({"csv", "jsonl", "movielens", "recbole"})
 ASCII_LIKE = ("utf-8", "utf8", "utf-8-sig", "latin-1", "iso-8859-1", "cp1252", "ascii")
@@ -53,7 +63,7 @@ def read_pieces(
     else:
         yield read_table(path, source_format, options)
         return
-    rows = lines = 0
+    rows, lines, lists = 0, 0, None
     for piece, breaks in pieces:
         try:
             table = READERS[found.format](piece, options)
@@ -62,20 +72,25 @@ def read_pieces(
             raise type(error)(str(error).replace(str(piece), f"{path}{begins}")) from None
         if found.format != "parquet":
             options = _as_begun(table, found.format, options)
-        yield _moved(with_partition_columns(table, path), path, rows, lines, found.reason)
+        table = with_partition_columns(table, path)
+        if lists is None:
+            lists = tuple(name for name in table.columns if holds_list_texts(table.frame[name]))
+        yield replace(_moved(table, path, rows, lines, found.reason), lists=lists)
         rows += table.frame.select(pl.col(ROW).max().fill_null(0)).item()
         lines += breaks
         piece.unlink()
 
 
 def _as_begun(table: RawTable, source_format: str, options: ReadOptions) -> ReadOptions:
-    """How to read what follows a first piece: its first line need not be like that of the source."""
+    """How to read what follows a first piece, which tells the columns: its first line need not be like that of the
+    source."""
     if options.further:
         return options
     columns = options.columns
     if source_format == "movielens":
         columns = tuple(name for name in table.columns if not name.startswith("field_"))
-    return replace(options, columns=columns, further=True)
+    keys = tuple(table.columns) if source_format == "jsonl" else ()
+    return replace(options, columns=columns, keys=keys, further=True)
 
 
 def _moved(table: RawTable, path: Path, rows: int, lines: int, reason: str) -> RawTable:

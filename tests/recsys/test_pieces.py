@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines import ingest as ingest_module
 from pipelines.ingest import IngestConfig, as_bytes, ingest
-from recsys import partitions, pieces, spill, steps
+from recsys import json_files, partitions, pieces, source_files, spill, steps
 from recsys.cleaning import CleanRows, clean
 from recsys.errors import ConfigError, DataError
 from recsys.pieces import read_pieces
@@ -40,6 +40,7 @@ FILES: dict[str, tuple[bytes, dict[str, Any]]] = {
     "a.jsonl": (LINES.encode(), {}),
     "day=7/a.csv": (b"user,item\n" + b"a,x\n" * 30, {}),
     "day=a%20b/a.jsonl": (LINES.encode(), {}),
+    "day=a/ts=7/a.jsonl": (b'{"user": "a", "item": "x", "ts": 8}\n' + b'{"user": "b", "item": "y"}\n' * 30, {}),
     "a.txt": (b"a x y\nb z\n" * 30, {}),
 }
 
@@ -157,6 +158,38 @@ def test_what_went_to_disk_makes_the_same_dataset(
     assert parted.manifest["counts"] == whole.manifest["counts"]
     assert parted.manifest["history"] == whole.manifest["history"]
     assert sorted(path.name for path in parted.folder.iterdir()) == sorted(path.name for path in whole.folder.iterdir())
+
+
+FIRST = {
+    "late.jsonl": '{"user": "a", "item": "x"}\n{"user": "b", "item": "y", "rating": "2", "ts": "7"}\n',
+    "lists.csv": "user,item\na,\"[1, 'x']\"\nb,plain\nc,[]\nd,[7]\n",
+    "texts.csv": "user,item\na,plain\nb,[7]\nc,[8]\n",
+    "lists.jsonl": '{"user": "a", "item": ["x", "y"]}\n{"user": "b", "item": "z"}\n{"user": "c", "item": ["v"]}\n',
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_the_head_of_a_source_tells_what_its_columns_are(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_files, "LINES_SEARCHED_FOR_KEYS", 1)
+    monkeypatch.setattr(source_files, "HEAD_ROWS", 1)
+    (tmp_path / name).write_text(FIRST[name])
+    whole = ingest(IngestConfig(sources=(tmp_path / name,), out=tmp_path / "whole"))
+    monkeypatch.setattr(ingest_module, "as_bytes", lambda _: ingest_module.PIECE_SHARE)
+    monkeypatch.setattr(pieces, "PACKED_RATIO", 10**6)
+    parted = ingest(IngestConfig(sources=(tmp_path / name,), out=tmp_path / "parted", memory="4GB"))
+    assert parted.events().equals(whole.events())
+    assert parted.rejected().equals(whole.rejected())
+    assert parted.manifest["counts"] == whole.manifest["counts"]
+    items = {
+        "late.jsonl": ["x", "y"],
+        "lists.csv": ["1", "x", "plain", "7"],
+        "texts.csv": ["plain", "[7]", "[8]"],
+        "lists.jsonl": ["x", "y", "z", "v"],
+    }
+    assert whole.events()["item_id"].to_list() == items[name]
+    assert whole.events()["value"].is_null().all()
 
 
 def test_buckets_divide_into_parts() -> None:
