@@ -51,9 +51,10 @@ def append(config: IngestConfig, base: Path, reporter: Reporter | None = None) -
     try:
         with writing_step("ingest", config.out, config={}, overwrite=config.overwrite or in_place) as step:
             dataset = appendable(base)
-            known = {entry["sha256"] for entry in dataset.manifest["inputs"]}
+            logs, tables = read_before(dataset.manifest)
+            known = {entry["sha256"] for entry in logs}
             own, copies = without_copies(sources, map(sha256, sources), known)
-            if table is not None and sha256(table) in known:
+            if table is not None and tables and sha256(table) == tables[-1]["sha256"]:
                 table = None
             if in_place and not own and table is None:
                 raise _NothingNewError
@@ -123,8 +124,8 @@ def begins(manifest: Mapping[str, Any], config: IngestConfig, inputs: Sequence[M
     them; 0 where it was made otherwise."""
     if "history" not in manifest:
         return 0
-    count = sum(part["sources"] for part in manifest["history"])
-    logs, tables = manifest["inputs"][:count], manifest["inputs"][count:]
+    logs, tables = read_before(manifest)
+    count = len(logs)
     asked = json.loads(json.dumps(asdict(config), default=str))
     alike = all(manifest["config"][name] == asked[name] for name in READ_AS_BEFORE)
     rest = [*inputs[count:]]
@@ -211,11 +212,16 @@ def join_inputs(
     step: Step, manifest: Mapping[str, Any], sources: Sequence[Path], table: Path | None, entry: dict[str, Any]
 ) -> None:
     """Notes all inputs, logs in the order of their arrival and then item tables, and the part itself."""
-    before = sum(part["sources"] for part in manifest["history"])
-    logs, tables = manifest["inputs"][:before], manifest["inputs"][before:]
+    logs, tables = read_before(manifest)
     described = [entry for entry in map(describe_input, sources) if entry not in logs]
     step.inputs = [*logs, *described, *tables, *([describe_input(table)] if table else [])]
     step.history = [*manifest["history"], {"sources": len(described), **entry}]
+
+
+def read_before(manifest: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The dataset's logs, and its item tables in the order of their arrival."""
+    count = sum(part["sources"] for part in manifest["history"])
+    return manifest["inputs"][:count], manifest["inputs"][count:]
 
 
 def summed(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:

@@ -245,6 +245,23 @@ def test_items_of_a_part_join_the_table(tmp_path: Path) -> None:
     assert counts["examples_without_events"] == ["q"]
 
 
+def test_an_earlier_item_table_can_come_back(shop: Dataset, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    old.write_text("item,title\na,Anvil\n")
+    new.write_text("item,title\na,Amboss\n")
+    titles = []
+    for table in (old, new, old, old):
+        grown = added(tmp_path / "1.csv", shop.folder, items=table)
+        titles.append(grown.items()["title"][0])
+    assert titles == ["Anvil", "Amboss", "Anvil", "Anvil"]
+    assert [Path(entry["path"]).name for entry in grown.manifest["inputs"]] == [
+        "1.csv",
+        "old.csv",
+        "new.csv",
+        "old.csv",
+    ]
+
+
 def test_drift_is_told_against_the_part_before(tmp_path: Path) -> None:
     base = "user,item,ts,rating\n" + "".join(f"u{row % 9},i{row % 5},{row * 60},{1 + row % 5}\n" for row in range(200))
     part = "user,item,ts,rating\n" + "".join(f"u{row % 9},n{row},{20_000 + row},9\n" for row in range(100))
