@@ -20,7 +20,7 @@ from recsys.drift import drift, part_figures
 from recsys.errors import ConfigError, DataError
 from recsys.increments import Increment, earlier_events, grown_counts, increment, joined_rejected
 from recsys.item_table import all_items, described_items, sibling_item_table
-from recsys.partitions import is_worth_rewriting, keep_events, write_added, write_events
+from recsys.partitions import is_worth_rewriting, keep_events, rewrite_events, write_added
 from recsys.schema import Dataset, open_dataset
 from recsys.source_files import expand_sources
 from recsys.steps import MANIFEST, Step, describe_input, sha256, writing_step
@@ -183,12 +183,8 @@ def write_events_of(step: Step, dataset: Dataset, added: Increment) -> str | Non
     step.counts["parts"] = dataset.manifest["counts"]["parts"]
     if not is_worth_rewriting(new, step.counts["accepted"]):
         return name
-    events = Dataset(folder=step.folder, time=dataset.time, manifest={}).events()
-    for path in new.iterdir():
-        path.unlink()
-    new.rmdir()
     step.kept.clear()
-    step.counts["parts"] = write_events(events, new)
+    step.counts["parts"] = rewrite_events(new, step.counts["accepted"])
     return None
 
 

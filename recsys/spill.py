@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from recsys.cleaning import CleanRows, no_rows
-from recsys.partitions import part_numbers
+from recsys.partitions import of_part, part_numbers
 
 BUCKETS = 256
 
@@ -61,8 +61,3 @@ class Spill:
             name = f"events-{bucket:05d}-{self.flushes:04d}.parquet"
             table.write_parquet(self.scratch / name, compression="lz4")
         self.flushes += 1
-
-
-def of_part(events: pl.DataFrame, number: int, parts: int) -> pl.DataFrame:
-    """Events of a part's users."""
-    return events.filter(part_numbers(events["user_id"], parts) == number) if parts > 1 else events

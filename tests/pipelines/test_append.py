@@ -1,6 +1,8 @@
 """A dataset that grew part by part is the one that a single ingest of the same files makes, and so is what is prepared
+import inspect
 from it."""
 
+import inspect
 import json
 import os
 import random
@@ -94,8 +96,7 @@ def test_any_split_of_a_log_into_parts_in_any_order_makes_the_same_data(
     out = folder / "grown"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "git_commit", lambda: None)  # three processes a step
-        patch.setattr(partitions.write_events, "__defaults__", (per_part,))
-        patch.setattr(partitions.num_parts, "__defaults__", (per_part,))
+        patch.setattr(inspect.unwrap(partitions.num_parts), "__defaults__", (per_part,))
         patch.setattr(partitions, "MOST_ADDED_SHARE", 0.0 if rewrite else 1e9)
         grown = ingest(IngestConfig(sources=(files[0],), out=out, time_unit="s"))
         before = prepared(grown, folder / "p0")

@@ -1,6 +1,7 @@
 """A source read in pieces is the source read at once."""
 
 import gzip
+import inspect
 import json
 import re
 from pathlib import Path
@@ -147,7 +148,7 @@ def test_what_went_to_disk_makes_the_same_dataset(
     config = {"sources": (folder / "1.csv", folder / "2.jsonl"), "time_unit": "s"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "git_commit", lambda: None)
-        patch.setattr(partitions.num_parts, "__defaults__", (per_part,))
+        patch.setattr(inspect.unwrap(partitions.num_parts), "__defaults__", (per_part,))
         whole = ingest(IngestConfig(out=folder / "whole", **config))
         patch.setattr(ingest_module, "as_bytes", lambda _: held * ingest_module.HELD_SHARE)
         patch.setattr(pieces, "PACKED_RATIO", 10**6)
