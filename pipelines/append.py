@@ -23,12 +23,12 @@ from pipelines.ingest import (
     without_copies,
 )
 from pipelines.reporter import Reporter
-from recsys.cleaning import CleanRows, refuse_wrong_unit, validated
+from recsys.cleaning import CleanRows, refuse_empty, refuse_wrong_unit, validated
 from recsys.drift import drift, part_figures
 from recsys.errors import ConfigError, DataError
 from recsys.increments import Increment, earlier_events, grown_counts, increment, joined_rejected
 from recsys.item_table import all_items, described_items, sibling_item_table
-from recsys.partitions import is_worth_rewriting, keep_events, write_added, write_events
+from recsys.partitions import is_worth_rewriting, keep_events, rewrite_events, write_added, write_table
 from recsys.schema import Dataset, open_dataset
 from recsys.source_files import expand_sources
 from recsys.steps import MANIFEST, Step, describe_input, sha256, writing_step
@@ -59,9 +59,10 @@ def append(config: IngestConfig, base: Path, reporter: Reporter | None = None) -
     try:
         with writing_step("ingest", config.out, config={}, overwrite=config.overwrite or in_place) as step:
             dataset = appendable(base)
-            known = {entry["sha256"] for entry in dataset.manifest["inputs"]}
+            logs, tables = read_before(dataset.manifest)
+            known = {entry["sha256"] for entry in logs}
             own, copies = without_copies(sources, map(sha256, sources), known)
-            if table is not None and sha256(table) in known:
+            if table is not None and tables and sha256(table) == tables[-1]["sha256"]:
                 table = None
             if in_place and not own and table is None:
                 raise _NothingNewError
@@ -91,8 +92,8 @@ def write_appended(step: Step, dataset: Dataset, config: IngestConfig, part: Par
     if match_counts:
         step.counts["item_table"] = counts.get("item_table", {}) | match_counts
     file = write_events_of(step, dataset, added)
-    items.write_parquet(step.folder / "items.parquet")
-    joined_rejected(dataset.rejected(), added.rows.rejected).write_parquet(step.folder / "rejected.parquet")
+    write_table(items, step.folder / "items.parquet")
+    write_table(joined_rejected(dataset.rejected(), added.rows.rejected), step.folder / "rejected.parquet")
     entry = part_entry(dataset, added, new_items) | {
         "left_out": [str(path) for path in part.copies],
         "follows": sha256(dataset.folder / MANIFEST),
@@ -131,8 +132,8 @@ def begins(manifest: Mapping[str, Any], config: IngestConfig, inputs: Sequence[M
     them; 0 where it was made otherwise."""
     if "history" not in manifest:
         return 0
-    count = sum(part["sources"] for part in manifest["history"])
-    logs, tables = manifest["inputs"][:count], manifest["inputs"][count:]
+    logs, tables = read_before(manifest)
+    count = len(logs)
     asked = json.loads(json.dumps(asdict(config), default=str))
     alike = all(manifest["config"][name] == asked[name] for name in READ_AS_BEFORE)
     rest = [*inputs[count:]]
@@ -158,6 +159,8 @@ def read_part(
         raise DataError(f"{sources[0]}: its users are line numbers, which {dataset.folder} has as well.")
     rejected = log.rows.rejected()
     refuse_wrong_unit(log.rows.num_rows, rejected, log.time_unit)
+    if log.rows.num_rows:  # a file with no rows at all is a part without events
+        refuse_empty(log.rows.num_events, rejected, sources)
     refuse_more_than_allowed(log.rows.num_rows, rejected, config)
     return log
 
@@ -188,12 +191,8 @@ def write_events_of(step: Step, dataset: Dataset, added: Increment) -> str | Non
     step.counts["parts"] = dataset.manifest["counts"]["parts"]
     if not is_worth_rewriting(new, step.counts["accepted"]):
         return name
-    events = Dataset(folder=step.folder, time=dataset.time, manifest={}).events()
-    for path in new.iterdir():
-        path.unlink()
-    new.rmdir()
     step.kept.clear()
-    step.counts["parts"] = write_events(events, new)
+    step.counts["parts"] = rewrite_events(new, step.counts["accepted"])
     return None
 
 
@@ -217,11 +216,16 @@ def join_inputs(
     step: Step, manifest: Mapping[str, Any], sources: Sequence[Path], table: Path | None, entry: dict[str, Any]
 ) -> None:
     """Notes all inputs, logs in the order of their arrival and then item tables, and the part itself."""
-    before = sum(part["sources"] for part in manifest["history"])
-    logs, tables = manifest["inputs"][:before], manifest["inputs"][before:]
+    logs, tables = read_before(manifest)
     described = [entry for entry in map(describe_input, sources) if entry not in logs]
     step.inputs = [*logs, *described, *tables, *([describe_input(table)] if table else [])]
     step.history = [*manifest["history"], {"sources": len(described), **entry}]
+
+
+def read_before(manifest: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The dataset's logs, and its item tables in the order of their arrival."""
+    count = sum(part["sources"] for part in manifest["history"])
+    return manifest["inputs"][:count], manifest["inputs"][count:]
 
 
 def summed(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:

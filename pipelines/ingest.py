@@ -231,7 +231,7 @@ def read_log(
             for piece, table in enumerate(read_pieces(source, config.format, options, piece_bytes, scratch)):
                 if piece:
                     table = with_columns_of(table, roles)
-                found = event_roles(table.columns, config.mapping, str(source))
+                found = roles if piece else event_roles(table.columns, config.mapping, str(source))
                 check_alike(table, found, roles, len(sources))
                 roles = found
                 if unit == "auto" and "timestamp" in roles:

@@ -120,10 +120,9 @@ def prepare(config: PrepareConfig) -> Prepared:
 
 def as_histories(events: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
     """Ordered events whose `user_id` names the history they are of; needs all events of a user, not all users."""
-    kept = collapsed(events) if config.repeats == "collapse" else events
-    if not config.session_gap:
-        return kept
-    return sessions(kept, config.session_gap).with_columns(user_id="session_id")
+    if config.session_gap:  # before any event is left out: each is activity
+        events = sessions(events, config.session_gap).with_columns(user_id="session_id")
+    return collapsed(events) if config.repeats == "collapse" else events
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import polars as pl
 from recsys.errors import ConfigError, DataError, GateError
 from recsys.partitions import in_order
 from recsys.schema import ROLES, Events, Rejected, TimeKind
-from recsys.source_files import LINE, PROBLEM, ROW, RawTable, as_integers
+from recsys.source_files import LINE, PROBLEM, ROW, RawTable, as_integers, holds_list_texts
 from recsys.timestamps import EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE, TimeUnit, to_microseconds
 
 MISSING_USER = "missing user_id"
@@ -27,8 +27,6 @@ IMPLAUSIBLE_TIME = "implausible timestamp"
 BAD_VALUE = "value is not a number"
 DUPLICATE = "duplicate"
 REASONS = (MISSING_USER, MISSING_ITEM, MISSING_TIME, BAD_TIME, IMPLAUSIBLE_TIME, BAD_VALUE, DUPLICATE)
-
-LIST_TEXT = r"^\s*\[.*\]\s*$"
 
 SOURCE = "#source"
 ORDER = "#order"
@@ -59,9 +57,9 @@ def clean(table: RawTable, roles: Mapping[str, str], unit: TimeUnit, first_order
 
 
 def one_item_a_row(table: RawTable, column: str) -> RawTable:
-    """A row an item where the column holds lists, or nothing but texts of lists (JSON or Python literals)."""
+    """A row an item where the column holds lists, or in its first rows nothing but texts of lists."""
     values = table.frame[column]
-    if values.dtype == pl.String and values.is_not_null().any() and values.drop_nulls().str.contains(LIST_TEXT).all():
+    if holds_list_texts(values) if table.lists is None else column in table.lists:
         lists = pl.Series([_entries(text) for text in values], dtype=pl.List(pl.String))
     elif isinstance(values.dtype, pl.List) and not values.dtype.inner.is_nested():
         lists = values.cast(pl.List(pl.String))

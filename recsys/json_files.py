@@ -23,13 +23,18 @@ from recsys.source_files import LINE, PROBLEM, ROW, RawTable, ReadOptions, read_
 NO_ROWS = "is not one JSON object with entries, nor a row of objects"
 BAD_JSON = "not a JSON object"
 LINES_SEARCHED_FOR_KEYS = 10_000
+BYTES_SEARCHED_FOR_KEYS = 4 << 20
+"""Of the source's first lines: less than its first piece holds, however little memory there is."""
 LONGEST_LITERAL = 1_000_000
 BLANK_OR_COMMA = re.compile(r"[\s,]*")
 
 
 def read_jsonl(path: Path, options: ReadOptions) -> RawTable:
-    """One JSON object a line; columns are the keys of the first 10,000 lines, nested values stay JSON text."""
+    """One JSON object a line; columns are the keys of the first 10,000 lines (of the first 4 MiB), nested values stay
+    JSON text."""
     lines, layout = text_lines(read_text(path, options.encoding)), "jsonl"
+    sizes = lines.head(LINES_SEARCHED_FOR_KEYS).str.len_bytes().cum_sum()
+    head = max(1, int((sizes <= BYTES_SEARCHED_FOR_KEYS).sum()))
     compact = json_texts(lines)
     literal = (lines.str.starts_with("{") & compact.is_null()).fill_null(value=False)
     if literal.any():
@@ -38,9 +43,10 @@ def read_jsonl(path: Path, options: ReadOptions) -> RawTable:
             lines, layout = lines.scatter(literal.arg_true(), texts.fill_null(lines.filter(literal))), "jsonl, literals"
             compact = json_texts(lines)
     good = compact.str.starts_with("{").fill_null(value=False)
-    if not good.any() and not options.further:
+    if not good.head(head).any() and not options.further:
         raise DataError(f"{path}: no line is a JSON object (first: {lines[0][:60]!r}); check --format.")
-    values = _values(path, lines.filter(good), "JSON lines") if good.any() else pl.DataFrame()
+    keys = options.keys or _keys(path, lines.head(head).filter(good.head(head)), "JSON lines")
+    values = _values(path, lines.filter(good), keys, "JSON lines") if good.any() else pl.DataFrame()
     parts = [values.with_columns(pl.Series(ROW, good.arg_true() + 1), pl.lit(None, pl.String).alias(PROBLEM))]
     if not good.all():
         bad = pl.DataFrame({"line": lines.filter(~good), ROW: (~good).arg_true() + 1})
@@ -118,7 +124,8 @@ def _rows(path: Path, text: str) -> RawTable:
     objects, places = _objects(path, text)
     if not objects:
         raise DataError(f"{path}: {NO_ROWS}; for an object a line use --format jsonl.")
-    values = _values(path, pl.Series(objects), "JSON")
+    rows = pl.Series(objects)
+    values = _values(path, rows, _keys(path, rows.head(LINES_SEARCHED_FOR_KEYS), "JSON"), "JSON")
     ends = pl.Series(places)
     breaks = pl.Series([match.start() for match in re.finditer("\n", text)], dtype=pl.Int64)
     lines = pl.Series(breaks.search_sorted(ends, side="left")).cast(pl.Int64) + 1
@@ -181,10 +188,17 @@ def _attributes(path: Path, content: Mapping[str, Mapping[str, Any]]) -> RawTabl
     return RawTable(path=path, layout="json, attributes by item", frame=with_rows(values))
 
 
-def _values(path: Path, objects: pl.Series, form: str) -> pl.DataFrame:
+def _keys(path: Path, objects: pl.Series, form: str) -> tuple[str, ...]:
+    """All keys of JSON objects."""
+    try:
+        return tuple(pl.read_ndjson(_joined(objects), infer_schema_length=None).columns)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{path}: cannot be read as {form} ({_first(error)}); check --format.") from None
+
+
+def _values(path: Path, objects: pl.Series, keys: tuple[str, ...], form: str) -> pl.DataFrame:
     """Columns of text of JSON objects, one a row."""
     try:
-        keys = pl.read_ndjson(_joined(objects.head(LINES_SEARCHED_FOR_KEYS)), infer_schema_length=None).columns
         return pl.read_ndjson(_joined(objects), schema=dict.fromkeys(keys, pl.String))
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path}: cannot be read as {form} ({_first(error)}); check --format.") from None

@@ -5,6 +5,7 @@ writing all parts anew. Whoever wants all events of a part reads `read_part`.
 """
 
 import os
+import shutil
 import zlib
 from pathlib import Path
 
@@ -50,6 +51,25 @@ def write_table(rows: pl.DataFrame, path: Path) -> None:
     rows.write_parquet(path, row_group_size=ROWS_PER_GROUP)
 
 
+def rewrite_events(folder: Path, num_events: int) -> int:
+    """Writes all events of a folder as parts again, one part after the other, and returns how many parts there are.
+
+    The files are new ones: those of another dataset, which shares the old ones, stay as they are.
+    """
+    fresh, before = folder.with_name(f"{folder.name}.fresh"), len(part_files(folder))
+    parts = max(before, num_parts(num_events))
+    fresh.mkdir()
+    for number in range(before):
+        events = read_part(folder, number)
+        for finer in range(number, parts, before):
+            write_table(of_part(events, finer, parts), part_path(fresh, finer))
+    while num_parts(num_events) < len(part_files(fresh)):
+        halve_parts(fresh)
+    shutil.rmtree(folder)
+    fresh.rename(folder)
+    return len(part_files(folder))
+
+
 def halve_parts(folder: Path) -> None:
     """Makes half as many parts, each of two."""
     files = part_files(folder)
@@ -65,6 +85,11 @@ def part_numbers(user_ids: pl.Series, parts: int) -> pl.Series:
         return pl.repeat(0, len(user_ids), dtype=pl.Int64, eager=True)
     users = user_ids.unique()
     return user_ids.replace_strict(users, [user_part(user, parts) for user in users], return_dtype=pl.Int64)
+
+
+def of_part(events: pl.DataFrame, number: int, parts: int) -> pl.DataFrame:
+    """Events of a part's users."""
+    return events.filter(part_numbers(events["user_id"], parts) == number) if parts > 1 else events
 
 
 def user_part(user_id: str, parts: int) -> int:

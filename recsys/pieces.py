@@ -15,15 +15,35 @@ from typing import IO, Any
 import polars as pl
 import zstandard
 
-from recsys.errors import DataError
-from recsys.readers import WINDOWS, Recognised, SourceFormat, read_table, recognise, sniff_delimiter
-from recsys.source_files import GZIP_MAGIC, LINE, PACKING_ERRORS, ROW, ZSTD_MAGIC, RawTable, ReadOptions, first_line
+from recsys.errors import ConfigError, DataError
+from recsys.readers import (
+    READERS,
+    WINDOWS,
+    Recognised,
+    SourceFormat,
+    read_table,
+    recognise,
+    sniff_delimiter,
+    with_partition_columns,
+)
+from recsys.source_files import (
+    GZIP_MAGIC,
+    LINE,
+    PACKING_ERRORS,
+    ROW,
+    ZSTD_MAGIC,
+    RawTable,
+    ReadOptions,
+    first_line,
+    holds_list_texts,
+)
 
 OF_LINES = frozenset({"csv", "jsonl", "movielens", "recbole"})
 ASCII_LIKE = ("utf-8", "utf8", "utf-8-sig", "latin-1", "iso-8859-1", "cp1252", "ascii")
 """Encodings in which a byte of a line end or quote is nothing else."""
 PACKED_RATIO = 12
 BYTES_A_CELL = 64
+LONGEST_ROW = 16 << 20
 
 
 def read_pieces(
@@ -37,31 +57,40 @@ def read_pieces(
     if found.format == "parquet":
         pieces = _slices(path, most_bytes, scratch)
     elif found.format in OF_LINES and options.encoding.lower() in ASCII_LIKE:
+        if found.format == "csv":
+            options = replace(options, delimiter=options.delimiter or sniff_delimiter(first_line(path)))
         pieces = _cuts(path, found.format, options, most_bytes, scratch)
     else:
         yield read_table(path, source_format, options)
         return
-    rows = lines = 0
+    rows, lines, lists = 0, 0, None
     for piece, breaks in pieces:
-        table = read_table(piece, found.format, options)
+        try:
+            table = READERS[found.format](piece, options)
+        except (DataError, ConfigError) as error:
+            begins = "" if found.format == "parquet" else f" (from line {lines + 1} on)"
+            raise type(error)(str(error).replace(str(piece), f"{path}{begins}")) from None
         if found.format != "parquet":
-            options = _as_begun(table, found.format, options, piece)
-        yield _moved(table, path, rows, lines, found.reason)
+            options = _as_begun(table, found.format, options)
+        table = with_partition_columns(table, path)
+        if lists is None:
+            lists = tuple(name for name in table.columns if holds_list_texts(table.frame[name]))
+        yield replace(_moved(table, path, rows, lines, found.reason), lists=lists)
         rows += table.frame.select(pl.col(ROW).max().fill_null(0)).item()
         lines += breaks
         piece.unlink()
 
 
-def _as_begun(table: RawTable, source_format: str, options: ReadOptions, piece: Path) -> ReadOptions:
-    """How to read what follows a first piece: its first line need not be like that of the source."""
+def _as_begun(table: RawTable, source_format: str, options: ReadOptions) -> ReadOptions:
+    """How to read what follows a first piece, which tells the columns: its first line need not be like that of the
+    source."""
     if options.further:
         return options
-    columns, delimiter = options.columns, options.delimiter
+    columns = options.columns
     if source_format == "movielens":
         columns = tuple(name for name in table.columns if not name.startswith("field_"))
-    if source_format == "csv" and columns and delimiter is None:
-        delimiter = sniff_delimiter(first_line(piece))
-    return replace(options, columns=columns, delimiter=delimiter, further=True)
+    keys = tuple(table.columns) if source_format == "jsonl" else ()
+    return replace(options, columns=columns, keys=keys, further=True)
 
 
 def _moved(table: RawTable, path: Path, rows: int, lines: int, reason: str) -> RawTable:
@@ -90,6 +119,7 @@ def _cuts(
 ) -> Iterator[tuple[Path, int]]:
     """Pieces of a text, each with how many lines of the text it holds besides the header."""
     has_header = source_format == "recbole" or (source_format == "csv" and not options.columns)
+    quoted = source_format == "csv" and options.delimiter != "\t"
     piece = scratch / "piece.txt"
     try:
         with _opened(path) as stream:
@@ -102,8 +132,10 @@ def _cuts(
             rest, is_first = b"", True
             while (block := stream.read(most_bytes)) or rest:
                 text = rest + block
-                cut = len(text) if not block else _last_end(text, quoted=source_format == "csv")
+                cut = len(text) if not block else _last_end(text, quoted=quoted)
                 if cut == 0 and block:
+                    if quoted:
+                        _refuse_endless(path, text)
                     rest = text
                     continue
                 if is_first or text[:cut].strip():
@@ -112,6 +144,15 @@ def _cuts(
                 is_first, rest = False, text[cut:]
     except PACKING_ERRORS as error:
         raise DataError(f"{path}: truncated or damaged packed file ({error}); fetch it again.") from None
+
+
+def _refuse_endless(path: Path, text: bytes) -> None:
+    """Raises where a row that has no end is longer than any row."""
+    if len(text) > LONGEST_ROW and (row := text.lstrip()):
+        raise DataError(
+            f"{path}: no row ends in the {len(text)} bytes from {row[:60].decode('latin-1')!r} on; "
+            "look for a quote that is never closed, or name the delimiter with --delimiter."
+        )
 
 
 def _header(stream: IO[bytes] | Any) -> bytes:
@@ -128,8 +169,11 @@ def _last_end(text: bytes, *, quoted: bool) -> int:
     """Behind the last line end that no open quote holds, and before blank lines, which belong to what follows; 0 where
     there is none."""
     end = text.rfind(b"\n") + 1
-    while quoted and end and text.count(b'"', 0, end) % 2:
-        end = text.rfind(b"\n", 0, end - 1) + 1
+    is_open = quoted and text.count(b'"', 0, end) % 2
+    while is_open:
+        opened = text.rfind(b'"', 0, end)
+        end = text.rfind(b"\n", 0, opened) + 1
+        is_open = text.count(b'"', end, opened) % 2
     content = len(text[:end].rstrip(b"\r\n"))
     return text.find(b"\n", content) + 1 if content else 0
 

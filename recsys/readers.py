@@ -64,10 +64,13 @@ class Recognised(NamedTuple):
 def read_table(path: Path, source_format: SourceFormat, options: ReadOptions) -> RawTable:
     """All rows of one source file; `key=value` folders above it (hive partitions) become columns that it lacks."""
     found = recognise(path, options.encoding) if source_format == "auto" else Recognised(source_format, "")
-    table = READERS[found.format](path, options)
+    return replace(with_partition_columns(READERS[found.format](path, options), path), told_by=found.reason)
+
+
+def with_partition_columns(table: RawTable, path: Path) -> RawTable:
+    """Rows of the source `path` with the keys of its folders that they lack."""
     keys = {name: value for name, value in partition_keys(path).items() if name not in table.columns}
-    frame = table.frame.with_columns(pl.lit(value).alias(name) for name, value in keys.items())
-    return replace(table, frame=frame, told_by=found.reason)
+    return replace(table, frame=table.frame.with_columns(pl.lit(value).alias(name) for name, value in keys.items()))
 
 
 def partition_keys(path: Path) -> dict[str, str]:

@@ -14,6 +14,8 @@ from recsys.errors import ConfigError, DataError
 from recsys.exposures import is_exposure_log, log_parts
 
 HEAD_BYTES = 1 << 16
+HEAD_ROWS = 1_000
+LIST_TEXT = r"^\s*\[.*\]\s*$"
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 PACKING_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
@@ -29,12 +31,14 @@ BAD_FIELD_COUNT = "wrong number of fields"
 class ReadOptions:
     """How to read a source: names for files without a header, field delimiter (None: sniffed), text encoding.
 
-    `further`: the text is a further piece of a source, so a first line of another form is one bad row among others.
+    `keys`: columns of JSON lines (none: as their head has them). `further`: the text is a further piece of a source, so
+    a first line of another form is one bad row among others.
     """
 
     columns: tuple[str, ...] = ()
     delimiter: str | None = None
     encoding: str = "utf-8"
+    keys: tuple[str, ...] = ()
     further: bool = False
 
 
@@ -46,7 +50,8 @@ class RawTable:
     the line), `PROBLEM` (why the row could not be read, or null) and, where rows span lines, `LINE` (that of its
     first line). Elsewhere row r stands in line `lines_before` + r; None: the file is no text of lines.
     `users_are_lines`: the source has no user ids, so line numbers stand in for them. `told_by`: how its format was
-    recognised, where it was.
+    recognised, where it was. `lists`: columns of texts of lists, as the first piece of the source has them; None: this
+    table tells.
     """
 
     path: Path
@@ -55,6 +60,7 @@ class RawTable:
     lines_before: int | None = None
     users_are_lines: bool = False
     told_by: str = ""
+    lists: tuple[str, ...] | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -199,6 +205,12 @@ def _head(path: Path) -> bytes:
             return unpacked.read(HEAD_BYTES)
     with zstandard.open(path) if magic.startswith(ZSTD_MAGIC) else path.open("rb") as stream:
         return bytes(stream.read(HEAD_BYTES))
+
+
+def holds_list_texts(values: pl.Series) -> bool:
+    """Whether the first rows of a column hold nothing but texts of lists (JSON or Python literals)."""
+    texts = values.head(HEAD_ROWS).drop_nulls()
+    return values.dtype == pl.String and len(texts) > 0 and texts.str.contains(LIST_TEXT).all()
 
 
 def as_integers(values: pl.Series) -> pl.Series:

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from recsys.cleaning import CleanRows, no_rows
-from recsys.partitions import part_numbers
+from recsys.partitions import of_part, part_numbers
 
 BUCKETS = 256
 
@@ -38,16 +38,15 @@ class Spill:
 
     def part(self, number: int, parts: int) -> pl.DataFrame:
         """Events of a part, in no order; where they stand in the sources is `ORDER`."""
-        events = [rows.events for rows in self._kept]
-        if parts > 1:
-            events = [table.filter(part_numbers(table["user_id"], parts) == number) for table in events]
         names = [f"events-{bucket:05d}-*.parquet" for bucket in range(number % BUCKETS, BUCKETS, parts)]
-        files = sorted(path for name in names for path in self.scratch.glob(name))
-        return pl.concat([*map(pl.read_parquet, files), *events], rechunk=True)
+        written = [pl.read_parquet(path) for name in names for path in self.scratch.glob(name)]
+        if parts > BUCKETS:  # a bucket holds users of several parts
+            written = [of_part(table, number, parts) for table in written]
+        return pl.concat([*written, *(of_part(rows.events, number, parts) for rows in self._kept)], rechunk=True)
 
     def rejected(self) -> pl.DataFrame:
         """Rows that are no events, in source order."""
-        files = sorted(self.scratch.glob("rejected-*.parquet"))
+        files = sorted(self.scratch.glob("rejected-*.parquet"), key=lambda path: int(path.stem.rsplit("-")[-1]))
         return pl.concat([*map(pl.read_parquet, files), *(rows.rejected for rows in self._kept)])
 
     def _flush(self) -> None:

@@ -1,6 +1,8 @@
 """A dataset that grew part by part is the one that a single ingest of the same files makes, and so is what is prepared
+import inspect
 from it."""
 
+import inspect
 import json
 import os
 import random
@@ -87,15 +89,14 @@ def test_any_split_of_a_log_into_parts_in_any_order_makes_the_same_data(
         ("ann", "c", "9"),
     ]
     bounds = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
-    pieces = [rows[low:high] for low, high in pairwise(bounds)]
+    pieces = [[*rows[low:high], ("ann", "a", str(1 + low % 9))] for low, high in pairwise(bounds)]  # each has an event
     random.Random(seed).shuffle(pieces)
     pieces.insert(1, pieces[0])  # the same content again, under another name
     files = [write(folder, part, f"{number}.csv") for number, part in enumerate([start, *pieces])]
     out = folder / "grown"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "git_commit", lambda: None)  # three processes a step
-        patch.setattr(partitions.write_events, "__defaults__", (per_part,))
-        patch.setattr(partitions.num_parts, "__defaults__", (per_part,))
+        patch.setattr(inspect.unwrap(partitions.num_parts), "__defaults__", (per_part,))
         patch.setattr(partitions, "MOST_ADDED_SHARE", 0.0 if rewrite else 1e9)
         grown = ingest(IngestConfig(sources=(files[0],), out=out, time_unit="s"))
         before = prepared(grown, folder / "p0")
@@ -245,6 +246,23 @@ def test_items_of_a_part_join_the_table(tmp_path: Path) -> None:
     assert counts["examples_without_events"] == ["q"]
 
 
+def test_an_earlier_item_table_can_come_back(shop: Dataset, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    old.write_text("item,title\na,Anvil\n")
+    new.write_text("item,title\na,Amboss\n")
+    titles = []
+    for table in (old, new, old, old):
+        grown = added(tmp_path / "1.csv", shop.folder, items=table)
+        titles.append(grown.items()["title"][0])
+    assert titles == ["Anvil", "Amboss", "Anvil", "Anvil"]
+    assert [Path(entry["path"]).name for entry in grown.manifest["inputs"]] == [
+        "1.csv",
+        "old.csv",
+        "new.csv",
+        "old.csv",
+    ]
+
+
 def test_drift_is_told_against_the_part_before(tmp_path: Path) -> None:
     base = "user,item,ts,rating\n" + "".join(f"u{row % 9},i{row % 5},{row * 60},{1 + row % 5}\n" for row in range(200))
     part = "user,item,ts,rating\n" + "".join(f"u{row % 9},n{row},{20_000 + row},9\n" for row in range(100))
@@ -315,6 +333,17 @@ def test_what_cannot_be_appended_is_refused(shop: Dataset, tmp_path: Path) -> No
     with pytest.raises(DataError, match="was not made from log files by this version"):
         added(lists, order.folder)
     assert (shop.folder / "manifest.json").read_bytes() == before
+
+
+def test_a_part_without_events_is_refused_and_can_be_read_otherwise(shop: Dataset, tmp_path: Path) -> None:
+    before = (shop.folder / "manifest.json").read_bytes()
+    part = tmp_path / "2.csv"
+    part.write_text("user,item,ts,when\ncho,a,,7\ncho,b,,8\n")
+    with pytest.raises(DataError, match=r"2\.csv: all 2 rows were rejected, 2 of them for: missing timestamp"):
+        added(part, shop.folder)
+    assert (shop.folder / "manifest.json").read_bytes() == before
+    grown = added(part, shop.folder, mapping={"timestamp": "when"})
+    assert grown.events().filter(pl.col("user_id") == "cho")["timestamp"].to_list() == [7_000_000, 8_000_000]
 
 
 @pytest.mark.parametrize("change", [{"min_item_events": 2}, {"extend": None}])

@@ -283,6 +283,15 @@ def test_sessions_are_histories_of_their_own(tmp_path: Path) -> None:
         prepare(PrepareConfig(dataset=dataset, out=tmp_path / "refused", split="last-item", session_gap=30.0))
 
 
+def test_sessions_are_told_before_runs_collapse(tmp_path: Path) -> None:
+    places = [("x", 0), ("x", 20), ("x", 40), ("y", 60), ("z", 65), ("z", 100), ("x", 110)]
+    rows = [(user, item, minute * MINUTE) for user in ("ann", "bob") for item, minute in places]
+    prepared = prepared_from(tmp_path, rows, repeats="collapse", session_gap=30.0, split="last-item")
+    assert prepared.store.user_ids.to_list() == ["ann/1", "ann/2", "bob/1", "bob/2"]
+    assert prepared.store.item_idx.tolist() == [1, 2, 3, 3, 1] * 2
+    assert prepared.store.timestamp[:5].tolist() == [minute * MINUTE for minute in (0, 60, 65, 100, 110)]
+
+
 def test_runs_collapse_before_the_core(tmp_path: Path) -> None:
     rows = [(user, item, place * MINUTE) for user in ("ann", "bob") for place, item in enumerate("aabbbacca")]
     prepared = prepared_from(tmp_path, rows, repeats="collapse", split="last-item")

@@ -1,11 +1,13 @@
 """Events on disk, by user."""
 
+import inspect
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from recsys.partitions import user_part, write_events, write_table
+from recsys import partitions
+from recsys.partitions import in_order, keep_events, rewrite_events, user_part, write_added, write_events, write_table
 
 
 def test_the_hash_of_a_user_never_changes() -> None:
@@ -33,3 +35,26 @@ def test_the_bytes_of_a_table_depend_on_its_rows_alone(tmp_path: Path) -> None:
     for name, table in (("whole", rows), ("pieces", pieces)):
         write_table(table, tmp_path / name)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "pieces").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("per_part_before", "per_part", "num_parts"), [(100, 20, 4), (14, 14, 8), (7, 40, 2), (50, 60, 1)]
+)
+def test_rewritten_parts_are_those_of_all_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_part_before: int, per_part: int, num_parts: int
+) -> None:
+    users = [f"u{place // 4:02d}" for place in range(56)]
+    old = pl.DataFrame({"user_id": users, "timestamp": range(56), "item_id": "old"})
+    new = in_order(pl.DataFrame({"user_id": ["u03", "v", "u03", "u11"], "timestamp": [13, 1, 2, 99], "item_id": "new"}))
+    write_events(old, tmp_path / "old", per_part_before)
+    before = {path: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    keep_events(tmp_path / "old", tmp_path / "grown")
+    write_added(new, tmp_path / "grown")
+    monkeypatch.setattr(inspect.unwrap(partitions.num_parts), "__defaults__", (per_part,))
+    assert rewrite_events(tmp_path / "grown", 60) == num_parts
+    write_events(in_order(pl.concat([old, new])), tmp_path / "whole", per_part)
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "grown").iterdir()) == names
+    for name in names:
+        assert pl.read_parquet(tmp_path / "grown" / name).equals(pl.read_parquet(tmp_path / "whole" / name))
+    assert {path: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before, "shared by hard links"
