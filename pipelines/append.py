@@ -6,7 +6,7 @@ the old dataset stays whole until the new one is in place; the parts that did no
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from recsys.source_files import expand_sources
 from recsys.steps import MANIFEST, Step, describe_input, sha256, writing_step
 
 READ_AS_BEFORE = ("format", "mapping", "columns", "delimiter", "encoding", "time_unit", "items_mapping", "duplicates")
-"""Settings that are the dataset's own where the call leaves them at their defaults."""
+"""Settings that are the dataset's own where the call does not name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,13 @@ class _NothingNewError(Exception):
     """Every file is in the dataset already, so it stays as it is."""
 
 
-def append(config: IngestConfig, base: Path, reporter: Reporter | None = None) -> Dataset:
-    """Writes to `config.out` the dataset `base` (may be the same folder) with `config.sources` after its own."""
+def append(
+    config: IngestConfig, base: Path, reporter: Reporter | None = None, named: Collection[str] | None = None
+) -> Dataset:
+    """Writes to `config.out` the dataset `base` (may be the same folder) with `config.sources` after its own.
+
+    `named`: settings that the caller asks for, the others are the dataset's; None: those not at their defaults.
+    """
     reporter = reporter or Reporter(quiet=True)
     sources = expand_sources(config.sources)
     table = config.items or sibling_item_table(sources)
@@ -66,7 +71,7 @@ def append(config: IngestConfig, base: Path, reporter: Reporter | None = None) -
                 table = None
             if in_place and not own and table is None:
                 raise _NothingNewError
-            settings = settings_of(dataset.manifest, config)
+            settings = settings_of(dataset.manifest, config, named)
             step.config = asdict(settings)
             part = Part(own=own, copies=copies, table=table)
             write_appended(step, dataset, settings, part, reporter)
@@ -117,13 +122,18 @@ def appendable(base: Path) -> Dataset:
     return dataset
 
 
-def settings_of(manifest: Mapping[str, Any], config: IngestConfig) -> IngestConfig:
-    """`config` with the dataset's own reading settings in place of what the call left at its defaults."""
-    plain = IngestConfig(sources=config.sources, out=config.out)
+def settings_of(manifest: Mapping[str, Any], config: IngestConfig, named: Collection[str] | None) -> IngestConfig:
+    """`config` with the dataset's own reading settings in place of what is not `named`."""
+    if named is None:
+        plain = IngestConfig(sources=config.sources, out=config.out)
+        named = {name for name in READ_AS_BEFORE if getattr(config, name) != getattr(plain, name)}
     before = manifest["config"] | {"columns": tuple(manifest["config"]["columns"])}
-    if config.duplicates == "keep" and before["duplicates"] == "drop":
-        raise ConfigError("ingest --append: duplicates='keep', but the dataset was ingested with drop; leave it out.")
-    same = {name: before[name] for name in READ_AS_BEFORE if getattr(config, name) == getattr(plain, name)}
+    if "duplicates" in named and config.duplicates != before["duplicates"]:
+        raise ConfigError(
+            f"ingest --append: duplicates={config.duplicates!r}, but the dataset was ingested with "
+            f"{before['duplicates']}; leave it out."
+        )
+    same = {name: before[name] for name in READ_AS_BEFORE if name not in named}
     return replace(config, **same)
 
 

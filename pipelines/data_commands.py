@@ -15,6 +15,7 @@ app = typer.Typer()
 
 @app.command()
 def ingest(
+    context: typer.Context,
     sources: Annotated[
         list[Path], typer.Argument(help="Log files, folders or quoted patterns; .gz and .zst too.", show_default=False)
     ],
@@ -83,8 +84,16 @@ def ingest(
     )
     if append and engine == "spark":
         raise ConfigError("--append works by the Polars engine, which touches the new rows alone; leave --engine out.")
-    dataset = add(config, out, Reporter()) if append else run(config, Reporter())
+    dataset = add(config, out, Reporter(), named_settings(context)) if append else run(config, Reporter())
     finish(out, dataset.manifest, as_json)
+
+
+def named_settings(context: typer.Context) -> set[str]:
+    """Fields of `IngestConfig` whose options stand in the command, be it with their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    named = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    fields = {"map": "mapping", "items_map": "items_mapping"}
+    return {fields.get(name, name) for name in named}
 
 
 @app.command()

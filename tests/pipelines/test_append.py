@@ -216,6 +216,21 @@ def test_a_part_is_read_as_the_others_were(tmp_path: Path) -> None:
     assert grown.events().filter(pl.col("user_id") == "cho")["timestamp"].to_list() == [7 * 60_000_000]
 
 
+def test_a_named_option_counts_though_it_is_the_default(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.csv", tmp_path / "2.csv"
+    first.write_bytes("user,item\nann,é\nann,é\n".encode("latin-1"))
+    second.write_text("user,item\nbob,é\n")
+    out = tmp_path / "out"
+    ingest(IngestConfig(sources=(first,), out=out, encoding="latin-1", duplicates="keep"))
+    code, _, errors = run_recsys("ingest", second, "--append", "--out", out, "--duplicates", "drop")
+    assert code != 0
+    assert "duplicates='drop', but the dataset was ingested with keep; leave it out" in errors.replace("\n", " ")
+    code, _, errors = run_recsys("ingest", second, "--append", "--out", out, "--encoding", "utf-8")
+    assert code == 0, errors
+    assert open_dataset(out).events()["item_id"].to_list() == ["é"] * 3
+    assert open_dataset(out).manifest["config"]["duplicates"] == "keep"
+
+
 def test_items_of_a_part_join_the_table(tmp_path: Path) -> None:
     table, later = tmp_path / "items.csv", tmp_path / "later.csv"
     table.write_text("item,title,tags\na,Anvil,Iron|Old\nd,Drum,\n")
