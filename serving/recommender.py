@@ -77,12 +77,12 @@ class Recommender:
 
         A `FieldError` where the query asks for fields that items do not have.
         """
-        with self._heeding_deletions():
+        with self.heeding_deletions():
             return self._answers([self._asked(query)])[0]
 
     def recommend_all(self, queries: Sequence[Query]) -> list[Answer]:
         """The same of each query; histories that must be encoded are encoded at once."""
-        with self._heeding_deletions():
+        with self.heeding_deletions():
             asked = []
             for number, query in enumerate(queries):
                 try:
@@ -154,7 +154,7 @@ class Recommender:
         return np.array(rows, dtype=np.int64), [item_id for item_id, row in asked if row is None]
 
     @contextmanager
-    def _heeding_deletions(self) -> Iterator[None]:
+    def heeding_deletions(self) -> Iterator[None]:
         """Drops what is kept if a user was deleted, by any process, perhaps after a history was read in the block."""
         before = self._heeded
         try:

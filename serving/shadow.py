@@ -3,15 +3,17 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Full, Queue
-from threading import Thread
+from threading import Event, Thread
 
 from serving.metrics import Metrics
 from serving.shown import Shown
 from serving.swap import Variant
 
 LOG = logging.getLogger("uvicorn.error")
+SECONDS_TO_CLOSE = 1
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,16 @@ class _Task:
 class Shadows:
     """One thread and a bounded queue: where it is full, what was asked is dropped and counted, and nobody waits.
 
-    `keep` gets what a shadow would have shown.
+    `keep` gets what a shadow would have shown. Where `deletions` went on since a request began, it is dropped too: its
+    history may be that of the user who was deleted.
     """
 
-    def __init__(self, waiting: int, metrics: Metrics, keep: Callable[[Shown], None]) -> None:
+    def __init__(
+        self, waiting: int, metrics: Metrics, keep: Callable[[Shown], None], deletions: Callable[[], int]
+    ) -> None:
         self._queue: Queue[_Task | None] = Queue(waiting)
-        self._metrics, self._keep = metrics, keep
+        self._metrics, self._keep, self._deletions = metrics, keep, deletions
+        self._closing = Event()
         self._thread = Thread(target=self._run, name="shadows", daemon=True)
         self._thread.start()
 
@@ -40,12 +46,17 @@ class Shadows:
             self._metrics.shadow_missed(variant.name, "dropped")
 
     def close(self) -> None:
-        """Ends after what is waiting."""
-        self._queue.put(None)
-        self._thread.join()
+        """What waits is dropped; one that hangs is left behind."""
+        self._closing.set()
+        with suppress(Full):
+            self._queue.put_nowait(None)  # wakes a thread that has nothing to do
+        self._thread.join(SECONDS_TO_CLOSE)
 
     def _run(self) -> None:
-        while (task := self._queue.get()) is not None:
+        while (task := self._queue.get()) is not None and not self._closing.is_set():
+            if task.shown.assigned.deletions != self._deletions():
+                self._metrics.shadow_missed(task.variant.name, "dropped")
+                continue
             try:
                 self._answer(task)
             except Exception as error:  # a shadow must never end what serves

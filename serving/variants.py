@@ -23,6 +23,8 @@ from serving.stores import Stores
 from serving.swap import Variant
 
 LOG = logging.getLogger("uvicorn.error")
+SECONDS_TO_CLOSE = 1
+"""For a bundle that is being loaded: the next start loads it again."""
 
 
 class Variants:
@@ -42,7 +44,7 @@ class Variants:
                 name: Variant(name, each, self.stores, settings, metrics.change) for name, each in sources.items()
             }
             opened.pop_all()
-        self._shadows = Shadows(settings.shadow_waiting, metrics, self._log_shadow)
+        self._shadows = Shadows(settings.shadow_waiting, metrics, self._log_shadow, lambda: self.stores.state.deletions)
         self._pause, self._stopped = settings.watch_seconds, threading.Event()
         self._watcher = Thread(target=self._watch, name="watcher", daemon=True)
 
@@ -116,13 +118,15 @@ class Variants:
             self._watcher.start()
 
     def close(self) -> None:
-        """Ends following, and closes what is shared; a bundle that is being loaded is waited for."""
+        """Ends following, and closes what is shared, within seconds: threads that hang are left behind."""
         self._stopped.set()
+        try:
+            self._shadows.close()
+        finally:
+            if self._log is not None:
+                self._log.close()
         if self._watcher.is_alive():
-            self._watcher.join()
-        self._shadows.close()
-        if self._log is not None:
-            self._log.close()
+            self._watcher.join(SECONDS_TO_CLOSE)
         for variant in self.all.values():
             variant.close()
         self.stores.close()
