@@ -35,14 +35,8 @@ class CompareConfig:
     guardrails: tuple[Guardrail, ...] = GUARDRAILS
 
     def __post_init__(self) -> None:
-        names = [path.name for path in self.runs]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"compare: {', '.join(names)} are not told apart by name; rename one of the folders.")
-        if any(run.name == self.base.name and run.resolve() != self.base.resolve() for run in self.runs):
-            raise ConfigError(
-                f"compare: the base {self.base} and a run are both called {self.base.name}, and the answer would not "
-                "tell them apart; rename one of the folders."
-            )
+        if len({path.resolve() for path in self.runs}) < len(self.runs):
+            raise ConfigError(f"compare: {', '.join(map(str, self.runs))}: one of these is named twice; leave it out.")
         if not 0 <= self.margin < 1:
             raise ConfigError(f"compare: margin={self.margin} must lie in [0, 1); it is a share of the base's figure.")
 
@@ -125,17 +119,27 @@ def compare(config: CompareConfig) -> list[Comparison]:
         for folder in folders
     ]
     figures = figures_of(base)
+    base_name, *names = short_names([config.base, *config.runs])
     return [
         Comparison(
-            name=run.name,
-            base=config.base.name,
+            name=name,
+            base=base_name,
             differences=differences,
             checks=checked(config.guardrails, figures, figures_of(folder)),
             margin=config.margin,
             folders=(base, folder),
         )
-        for run, folder, differences in zip(config.runs, folders, corrected(found), strict=True)
+        for name, folder, differences in zip(names, folders, corrected(found), strict=True)
     ]
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """As many last parts of each path as tell different ones apart: mostly one."""
+    full = [path.resolve() for path in paths]
+    depth = 1
+    while len({path.parts[-depth:] for path in full}) < len(set(full)):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in full]
 
 
 def check_settings(evaluations: Sequence[tuple[Path, Path]]) -> dict[str, Any]:

@@ -275,7 +275,8 @@ def test_instants_of_any_year_are_prepared(world: World) -> None:
 def test_a_missing_optional_package_is_named(
     module: str, missing: str, command: list[str], remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, module, raising=False)
+    for loaded in [name for name in sys.modules if name == module or name.startswith(f"{missing}.")]:
+        monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, missing, None)
     code, output, error = run_recsys(*command)
     assert (code, output) == (1, "")

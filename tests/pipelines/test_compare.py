@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from builders import random_rows, write_dataset
 
-from pipelines.compare import CompareConfig, compare
+from pipelines.compare import CompareConfig, compare, short_names
 from pipelines.comparison_report import running, write_report
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.guardrails import Guardrail
@@ -112,10 +112,15 @@ def test_several_runs_stand_against_one(prepared: Prepared) -> None:
     assert [entry.headline.p_value for entry in found] == [entry.p_value for entry in alone]
     smaller = min(entry.p_value for entry in alone)
     assert min(entry.headline.adjusted for entry in found) == pytest.approx(min(1, 2 * smaller))
-    with pytest.raises(ConfigError, match="markov, markov are not told apart by name"):
+    with pytest.raises(ConfigError, match=r"markov, .*markov: one of these is named twice"):
         CompareConfig(base=folder / "popularity", runs=(folder / "markov", folder / "markov"))
-    with pytest.raises(ConfigError, match=r"the base .*popularity and a run are both called popularity"):
-        CompareConfig(base=folder / "popularity", runs=(folder / "elsewhere" / "popularity",))
+
+
+def test_folders_of_one_name_are_told_apart_by_those_above_them() -> None:
+    paths = [Path("/work/night-1/candidate"), Path("/work/night-2/candidate"), Path("/work/night-2/champion")]
+    assert short_names(paths) == ["night-1/candidate", "night-2/candidate", "night-2/champion"]
+    assert short_names([paths[0], paths[2]]) == ["candidate", "champion"]
+    assert short_names([paths[0], paths[0]]) == ["candidate", "candidate"]
 
 
 def test_a_winner_that_breaks_a_guardrail_may_not_replace(prepared: Prepared) -> None:

@@ -223,6 +223,8 @@ def entries(folder: Path) -> set[str]:
 
 SHOT = """
 import os, signal, sys
+import torch
+torch.set_num_threads(1)  # as the test itself: sums of several threads round otherwise
 from pipelines.cli import main
 from recsys import training
 save, saved = training.save_checkpoint, []
