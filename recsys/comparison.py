@@ -57,9 +57,10 @@ class Difference:
         return int(np.ceil(self.users * (self.detectable / self.difference) ** 2)) if self.difference else None
 
     def sentence(self, a: str, b: str) -> str:
-        """What the figures mean."""
+        """What the figures mean; the interval is that of the winner's lead, without a winner of B minus A."""
         where = "" if self.segment == "all" else f" for {self.segment}"
-        interval = f"95 % interval {self.low:+.4f} to {self.high:+.4f}, p = {self.adjusted:.4f}"
+        lead = (self.low, self.high) if self.difference >= 0 or not self.decided else (-self.high, -self.low)
+        interval = f"95 % interval {lead[0]:+.4f} to {lead[1]:+.4f}, p = {self.adjusted:.4f}"
         if self.users < MIN_USERS:
             return f"Not enough data{where}: {self.users} users cannot tell {b} from {a} on {self.metric}."
         if not self.decided:

@@ -187,8 +187,8 @@ def test_a_decision_needs_users_interval_and_test(change: dict[str, Any]) -> Non
         ),
         (
             {"mean_a": 0.25, "mean_b": 0.2, "difference": -0.05, "low": -0.07, "high": -0.03, "segment": "user: new"},
-            "A is better than B on ndcg@10 for user: new by 0.0500 (25.0% of the lower; 95 % interval -0.0700 to "
-            "-0.0300, p = 0.0020).",
+            "A is better than B on ndcg@10 for user: new by 0.0500 (25.0% of the lower; 95 % interval +0.0300 to "
+            "+0.0700, p = 0.0020).",
         ),
         (
             {"low": -0.01},
