@@ -117,7 +117,7 @@ def test_several_runs_stand_against_one(prepared: Prepared) -> None:
 
 
 def test_folders_of_one_name_are_told_apart_by_those_above_them() -> None:
-    paths = [Path("/work/night-1/candidate"), Path("/work/night-2/candidate"), Path("/work/night-2/champion")]
+    paths = [Path("/shop/night-1/candidate"), Path("/shop/night-2/candidate"), Path("/shop/night-2/champion")]
     assert short_names(paths) == ["night-1/candidate", "night-2/candidate", "night-2/champion"]
     assert short_names([paths[0], paths[2]]) == ["candidate", "champion"]
     assert short_names([paths[0], paths[0]]) == ["candidate", "candidate"]
